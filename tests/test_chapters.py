@@ -1,0 +1,22 @@
+"""Every chapter's examples: the notebooks' cells, run as nbdev runs them (cells marked eval: false are left to `omnijet run`)."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).parent.parent / "nbs"
+CODE = "import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1])[0])"
+
+
+@pytest.mark.parametrize("chapter", sorted(p.stem for p in NBS.glob("*.ipynb")))
+def test_chapter(chapter):
+    done = subprocess.run([sys.executable, "-c", CODE, f"{chapter}.ipynb"], cwd=NBS, capture_output=True, text=True,
+                          env={**os.environ, "TQDM_DISABLE": "1", "OMNIJET_HEADLESS": "1"})
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+def test_no_notebook_outputs_larger_than_3_MB():
+    for path in NBS.glob("*.ipynb"):
+        assert path.stat().st_size < 3e6, path
