@@ -356,36 +356,55 @@ def _open(path):
             raise OmnijetError(f"{path}: neither .parquet nor .root")
 
 
-def _iterate_parquet(file, names, start, stop, size):
-    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-    groups = [i for i, end in enumerate(ends) if end > start and end - file.metadata.row_group(i).num_rows < stop]
-    entry = int(ends[groups[0]]) - file.metadata.row_group(groups[0]).num_rows if groups else 0
-    for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=names):
-        first, last = max(start - entry, 0), min(stop - entry, len(batch))
-        if first < last:
-            yield entry + first, ak.drop_none(ak.from_arrow(batch.slice(first, last - first)))
-        entry += len(batch)
-
-
 def _iterate_root(tree, names, start, stop, size):
     for columns, report in tree.iterate(names, entry_start=start, entry_stop=stop, step_size=size, report=True):
         yield report.start, columns
 
 
-def _iterate_file(path, extra, start=0, stop=None, size=10_000):
-    "Batches of jets of one file, entries start … stop, with one warning for all jets left out."
-    left_out = {}
+def _iterate_parquet(file, names, start, stop, size):
+    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    first = np.cumsum([0, *rows])                                    # entry at which each row group begins
+    groups = [group for group in range(len(rows)) if first[group] < stop and first[group + 1] > start]
+    entry = int(first[groups[0]]) if groups else 0
+    for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=names):
+        begin, end = max(start - entry, 0), min(stop - entry, len(batch))
+        if begin < end:
+            yield entry + begin, _from_arrow(batch.slice(begin, end - begin))
+        entry += len(batch)
+
+
+def _from_arrow(batch):
+    "A record batch as an awkward array; Parquet's \"may be missing\" is dropped, a missing value is an error."
+    def layout(column):
+        if column.null_count:
+            raise OmnijetError("a value is missing (null)")
+        if hasattr(column, "offsets"):
+            return ak.contents.ListOffsetArray(ak.index.Index(np.asarray(column.offsets)), layout(column.values))
+        return ak.contents.NumpyArray(column.to_numpy(zero_copy_only=False))
+
+    names = batch.schema.names
+    return ak.Array(ak.contents.RecordArray([layout(column) for column in batch.columns], names, len(batch)))
+
+
+def _read_columns(path, extra, start, stop, size):
+    "(entry, columns) of entries start … stop, at most `size` at a time."
     with _open(path) as (n_entries, branches, iterate):
         missing = [name for name in [*MOMENTA, *extra] if name not in branches]
         if missing:
             raise OmnijetError(f"{path}: no branch {', '.join(missing)} (has: {', '.join(branches)})")
         names = [name for name in dict.fromkeys([*MOMENTA, *AXIS, *LABELS, *extra]) if name in branches]
-        for entry, columns in iterate(names, start, n_entries if stop is None else stop, size):
-            jets, out = _select(columns, str(path), entry, extra)
-            for reason, entries in out.items():
-                left_out[reason] = np.concatenate([left_out.get(reason, entries[:0]), entries])
-            if len(jets):
-                yield jets
+        yield from iterate(names, start, n_entries if stop is None else min(stop, n_entries), size)
+
+
+def _iterate_file(path, extra=(), start=0, stop=None, size=10_000):
+    "Batches of jets of one file, entries start … stop, with one warning for all jets left out."
+    left_out = {}
+    for entry, columns in _read_columns(path, extra, start, stop, size):
+        jets, out = _select(columns, str(path), entry, extra)
+        for reason, entries in out.items():
+            left_out[reason] = np.concatenate([left_out.get(reason, entries[:0]), entries])
+        if len(jets):
+            yield jets
     _warn_left_out(path, left_out)
 
 
@@ -550,15 +569,14 @@ def read_tokens(
     path,  # file, folder, glob, or a list of these
 ) -> ak.Array:  # records {tokens: var × int, label, id}
     "Read tokenized jets; `OmnijetError` for a missing or damaged file and for one without tokens."
-    import pyarrow.parquet as pq
-
     tables = []
     for file in jet_files(path):
-        with _readable(file):
-            table = ak.drop_none(ak.from_arrow(pq.read_table(file)))
-            if "tokens" not in table.fields:
-                raise OmnijetError(f"{file}: no column tokens (has: {', '.join(table.fields)})")
-            tables.append(table)
+        with _open(file) as (n_entries, branches, iterate):
+            if "tokens" not in branches:
+                raise OmnijetError(f"{file}: no column tokens (has: {', '.join(branches)})")
+            tables += [columns for _, columns in iterate(branches, 0, n_entries, max(n_entries, 1))]
+    if not tables:
+        raise OmnijetError(f"{path}: no tokenized jets")
     return ak.concatenate(tables)
 
 # %% ../nbs/00_data.ipynb #aacdf0ae
