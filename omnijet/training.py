@@ -6,7 +6,7 @@
 __all__ = ['LengthBuckets', 'device', 'to_torch', 'batches', 'TrainingConfig', 'save_weights', 'train', 'plot_history']
 
 # %% ../nbs/00c_training.ipynb #e9fe527b
-import json, math, os, random, time
+import json, math, os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def _task(model, config, steps, out, on_epoch, progress):
             if len(self.rows) % 50 == 1 or not result["loss"].is_cuda:              # asking a GPU costs a synchronisation
                 if not torch.isfinite(self.rows[-1]["loss"]):
                     raise OmnijetError(f"the training loss of {type(model).__name__} is {float(result['loss'])} at step {self.global_step} (epoch "
-                                       f"{self.current_epoch}); jets with id {batch.get('id', torch.zeros(0)).tolist()[:8]} … were in the batch")
+                                       f"{self.current_epoch}); jets with id {[i % 2**64 for i in batch.get('id', torch.zeros(0)).tolist()[:8]]} … were in the batch")
             if progress:
                 self.bar.update()
                 if len(self.rows) % 20 == 1: self.bar.set_postfix(epoch=self.current_epoch, loss=f"{float(self.rows[-1]['loss']):.4g}")
@@ -225,8 +225,7 @@ def train(model:torch.nn.Module,          # has loss(batch) -> dict of scalars w
 
     Raises OmnijetError for an empty sample, a loss that is not finite (naming the jets) or an `out` of another configuration."""
     import lightning
-    from lightning.pytorch.utilities import disable_possible_user_warnings
-    import logging, warnings
+    import logging, signal, warnings
     config = config or TrainingConfig()
     if not len(data) or (val is not None and not len(val)): raise OmnijetError("nothing to train on: the training or validation sample is empty")
     out = None if out is None else Path(out)
@@ -248,8 +247,12 @@ def train(model:torch.nn.Module,          # has loss(batch) -> dict of scalars w
                 precision=precision, gradient_clip_val=config.grad_clip, check_val_every_n_epoch=config.validate_every, num_sanity_val_steps=0,
                 logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
                 default_root_dir=out or ".")
-            trainer.fit(task, loader, None if val is None else _loader(val, config, shuffle=False),
-                        ckpt_path=out / "last.ckpt" if state else None, weights_only=True if state else None)
+            interrupt = signal.getsignal(signal.SIGINT)
+            try: trainer.fit(task, loader, None if val is None else _loader(val, config, shuffle=False),
+                             ckpt_path=out / "last.ckpt" if state else None, weights_only=True if state else None)
+            except SystemExit:                                                     # Lightning ends the process when interrupted; a notebook goes on
+                signal.signal(signal.SIGINT, interrupt)
+                raise KeyboardInterrupt from None
         state = {"history": task.history, "best_epoch": task.best_epoch}
     model.to("cpu")
     weights = task.best_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).parent.parent / "nbs"
-CODE = "import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1])[0])"
+CODE = "import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]))[0])"
 
 
 @pytest.mark.parametrize("chapter", sorted(p.stem for p in NBS.glob("*.ipynb")))
