@@ -38,6 +38,11 @@ def flat_constituents(
         raise OmnijetError(f"jet {np.repeat(np.arange(len(counts)), counts)[bad][0]} has a constituent that is not finite or has a negative pt")
     return counts, pt, eta, phi
 
+# %% ../nbs/00b_observables.ipynb #9e2ed5cf
+def _ratio(a, b):
+    """a/b, and 0 where b is 0: a jet without constituents, or with too few for its τ."""
+    return np.divide(a, b, out=np.zeros(a.shape), where=b > 0)
+
 # %% ../nbs/00b_observables.ipynb #4560e351
 def jet_momenta(jets):
     """The four-momentum of each jet, the sum of its massless constituents: px, py, pz, E, each (n_jets,) in GeV.
@@ -47,7 +52,7 @@ def jet_momenta(jets):
     counts, pt, eta, phi = flat_constituents(jets)
     jet = np.repeat(np.arange(len(counts)), counts)
     parts = pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta), pt * np.cosh(eta)
-    return [np.bincount(jet, weights=part, minlength=len(counts)) for part in parts]
+    return [np.bincount(jet, weights=part, minlength=len(counts)).astype(float) for part in parts]
 
 def jet_mass(jets):
     """The invariant mass of each jet in GeV, (n_jets,)."""
@@ -62,8 +67,7 @@ def jet_pt(jets):
 def jet_eta(jets):
     """The pseudorapidity of the sum of constituents relative to the jet axis, (n_jets,); 0 for a jet without constituents."""
     px, py, pz, _ = jet_momenta(jets)
-    pt = np.hypot(px, py)
-    return np.arcsinh(np.divide(pz, pt, out=np.zeros_like(pz), where=pt > 0))
+    return np.arcsinh(_ratio(pz, np.hypot(px, py)))
 
 def n_constituents(jets):
     """The number of constituents of each jet, (n_jets,)."""
@@ -129,13 +133,10 @@ def _n_subjettiness(counts, pt, eta, phi, N, beta, axes, R0):
             dphi = np.abs(phi - axis_phi[jet])
             np.minimum(nearest, (eta - axis_eta[jet])**2 + np.minimum(dphi, 2 * np.pi - dphi)**2, out=nearest)
         total = np.bincount(jet, weights=pt * nearest**(beta / 2))
-        tau[kept, column] = np.where((counts[kept] > n) & (scale > 0), total / np.where(scale > 0, scale, 1), 0)
+        tau[kept, column] = np.where(counts[kept] > n, _ratio(total, scale), 0)
     return tau
 
 # %% ../nbs/00b_observables.ipynb #ea59eb94
-def _ratio(a, b):
-    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
-
 def tau21(jets, **options):
     """τ₂/τ₁ of each jet, (n_jets,); 0 for jets of one or two constituents. Options as in `n_subjettiness`."""
     return _ratio(*n_subjettiness(jets, N=(2, 1), **options).T)
@@ -353,7 +354,9 @@ def compare(
         if ratio: _ratio_panel(lower, edges, label, counts, samples, reference, style_["color"])
     upper.set(ylabel="Density", title=title, xlim=(edges[0], edges[-1]), ylim=(0, 1.35 * max((c / len(samples[l]) / np.diff(edges)).max() for l, c in counts.items()) or 1))
     upper.set_xlabel("" if ratio else xlabel)
-    if ratio: lower.set(xlabel=xlabel, ylabel="Ratio", ylim=ratio_range)
+    if ratio:
+        lower.set(xlabel=xlabel, ylabel="Ratio", ylim=ratio_range)
+        lower.yaxis.set_major_locator(plt.MaxNLocator(4, prune="upper"))
     if legend: upper.legend()
     return upper.figure
 

@@ -1,0 +1,136 @@
+"""Observables against written-out formulas, at their edges, and with bad input."""
+import warnings
+
+import awkward as ak
+import numpy as np
+import pytest
+from scipy.optimize import curve_fit
+
+from omnijet.data import OmnijetError, sample_jets
+from omnijet.observables import (OBSERVABLES, compare, d2, fit_gaussians, jet_eta, jet_mass, jet_pt, n_constituents, n_subjettiness,
+                                 n_subjettiness_written_out, observables, resolution, save_figure)
+
+
+@pytest.fixture(scope="module")
+def constituents():
+    """1,000 jets of all classes; every tenth is cut down to 1, 2 or 3 constituents."""
+    whole = sample_jets(max_jets=100).constituents
+    keep = np.where(np.arange(len(whole)) % 10 == 0, 1 + np.arange(len(whole)) // 10 % 3, 128)
+    return whole[ak.local_index(whole.pt) < keep]
+
+
+def arrays(c):
+    return [np.asarray(c[field], dtype=float) for field in ("pt", "eta_rel", "phi_rel")]
+
+
+@pytest.mark.parametrize("axes, beta, every", [("kt", 1.0, 1), ("wta", 2.0, 5)])
+def test_n_subjettiness_is_the_formula(constituents, axes, beta, every):
+    constituents = constituents[::every]
+    fast = n_subjettiness(constituents, axes=axes, beta=beta, batch_size=333)
+    slow = np.array([[n_subjettiness_written_out(*arrays(c), N, beta=beta, axes=axes) for N in (1, 2, 3, 4)] for c in constituents])
+    assert np.isfinite(fast).all()
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-6)
+    small = n_constituents(constituents)[:, None] <= [1, 2, 3, 4]
+    assert small.sum() > 200 / every and (fast[small] == 0).all() and (fast[~small] > 0).all()
+
+
+def d2_written_out(pt, eta, phi, beta=1.0):
+    n, z = len(pt), pt / pt.sum()
+    R = [[np.hypot(eta[i] - eta[j], (phi[i] - phi[j] + np.pi) % (2 * np.pi) - np.pi)**beta for j in range(n)] for i in range(n)]
+    e2 = sum(z[i] * z[j] * R[i][j] for i in range(n) for j in range(i))
+    e3 = sum(z[i] * z[j] * z[k] * R[i][j] * R[j][k] * R[i][k] for i in range(n) for j in range(i) for k in range(j))
+    return e3 / e2**3 if n > 2 else 0.0
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_d2_is_the_formula(constituents, beta):
+    some = constituents[::20]
+    np.testing.assert_allclose(d2(some, beta=beta), [d2_written_out(*arrays(c), beta=beta) for c in some], rtol=1e-8)
+    np.testing.assert_allclose(d2(constituents, memory=5_000), d2(constituents), rtol=1e-10)
+
+
+def test_d2_is_fastjets(constituents):
+    fastjet = pytest.importorskip("fastjet")
+    some = constituents[n_constituents(constituents) > 3]
+    some = some[ak.max(np.hypot(some.eta_rel, some.phi_rel), axis=1) < 0.4][:100]     # FastJet drops what the clustering sets aside
+    pt, eta, phi = (ak.values_astype(some[field], float) for field in ("pt", "eta_rel", "phi_rel"))
+    particles = ak.zip({"px": pt * np.cos(phi), "py": pt * np.sin(phi), "pz": pt * np.sinh(eta), "E": pt * np.cosh(eta)}, with_name="Momentum4D")
+    formatwarning = warnings.formatwarning
+    clustered = fastjet.ClusterSequence(particles, fastjet.JetDefinition(fastjet.kt_algorithm, 0.8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = ak.to_numpy(clustered.exclusive_jets_energy_correlator(njets=1, func="d2"))
+    warnings.formatwarning = formatwarning
+    assert len(some) > 5
+    np.testing.assert_allclose(d2(some), theirs, rtol=1e-6)
+
+
+def test_rotation_in_phi_changes_nothing(constituents):
+    some = constituents[:100]
+    turned = ak.with_field(some, (some.phi_rel + 3.0 + np.pi) % (2 * np.pi) - np.pi, "phi_rel")     # across the seam at ±π
+    for name in ("mass", "pt", "tau1", "tau3", "tau21", "d2"):
+        np.testing.assert_allclose(observables(turned, [name])[name], observables(some, [name])[name], rtol=1e-3, atol=1e-4)
+
+
+def test_masses_of_known_jets():
+    jets = ak.Array([[], [{"pt": 7.0, "eta_rel": 0.3, "phi_rel": 0.1}], [{"pt": 3.0, "eta_rel": 0.1, "phi_rel": 0.0}, {"pt": 4.0, "eta_rel": -0.1, "phi_rel": 0.0}]])
+    np.testing.assert_allclose(jet_mass(jets), [0, 0, np.sqrt(24 * (np.cosh(0.2) - 1))], atol=1e-5)
+    np.testing.assert_allclose(jet_pt(jets), [0, 7, 7])
+    np.testing.assert_allclose(jet_eta(jets), [0, 0.3, np.arcsinh((3 * np.sinh(0.1) - 4 * np.sinh(0.1)) / 7)])
+    every = observables(jets, "all")
+    assert list(every) == list(OBSERVABLES) and all(len(v) == 3 and np.isfinite(v).all() for v in every.values())
+    assert all(len(v) == 0 for v in observables(jets[:0], "all").values())
+
+
+def test_bad_constituents():
+    good = [{"pt": 7.0, "eta_rel": 0.3, "phi_rel": 0.1}]
+    with pytest.raises(OmnijetError, match="jet 1 has a constituent"):
+        jet_mass(ak.Array([good, [{"pt": np.nan, "eta_rel": 0.3, "phi_rel": 0.1}]]))
+    with pytest.raises(OmnijetError, match="negative pt"):
+        n_subjettiness(ak.Array([[{"pt": -1.0, "eta_rel": 0.3, "phi_rel": 0.1}]]))
+    with pytest.raises(OmnijetError, match="no field phi_rel"):
+        jet_mass(ak.Array([[{"pt": 1.0, "eta_rel": 0.3}]]))
+    with pytest.raises(OmnijetError, match="no observable tau99"):
+        observables(ak.Array([good]), ["tau99"])
+    with pytest.raises(OmnijetError, match='"kt" or "wta"'):
+        n_subjettiness(ak.Array([good]), axes="antikt")
+
+
+def test_gaussian_fit_is_scipys():
+    rng, edges = np.random.default_rng(3), np.linspace(-3, 3, 61)
+    x = (edges[1:] + edges[:-1]) / 2
+    samples = [rng.normal(0, 1, 500), rng.standard_t(2, 5000), rng.normal(0.4, 0.7, 100), rng.exponential(1, 2000) - 0.7]
+    counts = np.array([np.histogram(s, edges)[0] for s in samples], dtype=float)
+    fitted = np.array(fit_gaussians(counts, x, steps=300)).T
+    for histogram, ours in zip(counts, fitted):
+        theirs, _ = curve_fit(lambda x, a, m, s: a * np.exp(-((x - m) / s)**2 / 2), x, histogram, p0=(histogram.max(), 0, 1), bounds=([0, -3, 0.1], [np.inf, 3, 6]))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_bootstrap_errors_are_the_spread_of_experiments():
+    rng = np.random.default_rng(5)
+    fits = [resolution(rng.normal(1, 3, 400), bootstrap=100, seed=i) for i in range(60)]
+    for name in ("bias", "sigma_gauss", "half_width"):
+        spread, claimed = np.std([f[name] for f in fits]), np.mean([f[name + "_error"] for f in fits])
+        assert 0.6 < claimed / spread < 1.6, name
+
+
+def test_resolution_edges():
+    with pytest.raises(OmnijetError, match="12 jets are too few"):
+        resolution(np.arange(12.0))
+    with pytest.raises(OmnijetError, match="not finite"):
+        resolution(np.append(np.arange(50.0), np.inf))
+    assert resolution(np.full(50, 2.5))["sigma_gauss"] == 0 and resolution(np.full(50, 2.5))["bias"] == 2.5
+
+
+def test_compare_and_save(tmp_path):
+    import matplotlib
+    matplotlib.use("Agg")
+    rng = np.random.default_rng(1)
+    fig = compare({"a": rng.normal(size=100), "b": rng.normal(size=50)}, bins=(10, -2, 2), xlabel="x")
+    assert save_figure(fig, tmp_path, "fig").stat().st_size > 1000
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["fig.pdf", "fig.png"]
+    with pytest.raises(OmnijetError, match="'b' has no entries|'b'"):
+        compare({"a": [1.0], "b": []})
+    with pytest.raises(OmnijetError, match="none of the samples"):
+        compare({"a": [1.0]}, reference="c")
