@@ -1,0 +1,318 @@
+"""Tokenizers: golden numbers of the reference implementations, padding, dead codes, saving, bad input."""
+import json
+import os
+import shutil
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from omnijet.data import OmnijetError, read_metadata, read_tokens, to_columns, write_columns
+from omnijet.vqvae import (VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, nearest,
+                           read_gabbro, tokenize_files)
+
+
+@pytest.fixture(autouse=True)
+def one_seed():
+    torch.manual_seed(1)
+
+
+def some_jets(lengths, seed=1):
+    "Constituents that look like those of jets: falling spectrum, inside the cone."
+    rng, n = np.random.default_rng(seed), sum(lengths)
+    jets = ak.zip({"pt": np.float32(0.5 + rng.exponential(20, n)), "eta_rel": np.float32(rng.uniform(-0.7, 0.7, n)),
+                   "phi_rel": np.float32(rng.uniform(-0.7, 0.7, n))})
+    jets = ak.unflatten(jets, lengths)
+    return jets[ak.argsort(jets.pt, ascending=False)]
+
+
+def scrambled(**settings):
+    "A tokenizer far from its initialisation, where blocks are the identity."
+    model = VQVAE(**{"codebook_size": 64, "width": 32, "blocks": 2, "heads": 4, **settings})
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
+# -- the reference implementations
+
+def test_quantizer_is_vqtorchs(golden):
+    g = np.load(golden / "vqtorch.npz")
+    quantizer = VectorQuant(int(g["feature_size"]), int(g["num_codes"]), beta=float(g["beta"]), sync_nu=float(g["sync_nu"]),
+                            affine_lr=float(g["affine_lr"]), replace_freq=0, kmeans_init=False)
+    quantizer.load_state_dict({"codebook.weight": torch.tensor(g["codebook"]), "affine_transform.scale": torch.tensor(g["affine_scale"]),
+                               "affine_transform.bias": torch.tensor(g["affine_bias"])})
+    z = torch.tensor(g["z"], requires_grad=True)
+    z_q, out = quantizer(z)
+    ((z_q * torch.tensor(g["weight"])).sum() + 10 * out["loss"]).backward()
+
+    def equal(ours, theirs):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+    assert np.array_equal(out["q"].numpy().reshape(g["codes"].shape), g["codes"])
+    equal(z_q, g["z_q"])
+    equal(out["loss"], g["vq_loss"])
+    equal(z.grad, g["grad_z"])
+    equal(quantizer.codebook.weight.grad, g["grad_codebook"])
+    equal(quantizer.affine_transform.scale.grad, g["grad_affine_scale"])
+    equal(quantizer.affine_transform.bias.grad, g["grad_affine_bias"])
+    equal(quantizer.get_codebook(), g["effective_codebook"])
+
+
+@pytest.mark.parametrize("kind", ["normformer", "mlp"])
+def test_published_checkpoints(golden, kind):
+    model = VQVAE.from_gabbro(golden / f"gabbro_tokenizer_{kind}.ckpt")
+    g = np.load(golden / f"gabbro_tokenizer_{kind}_io.npz")
+    mask = torch.tensor(g["mask"]) > 0
+    assert model.conditional == (kind == "normformer")
+    with torch.no_grad():
+        reconstruction, out = model(torch.tensor(g["x"]), mask)
+    assert np.array_equal(out["q"].numpy(), g["codes"][mask.numpy()])
+    np.testing.assert_allclose(reconstruction[mask].numpy(), g["reconstruction"][mask.numpy()], rtol=1e-4, atol=1e-4)
+
+
+def test_state_dict_keys_are_vqtorchs(golden):
+    state = read_gabbro(golden / "gabbro_tokenizer_normformer.ckpt")[1]
+    theirs = {key.removeprefix("model.vqlayer.") for key in state if "vqlayer" in key}
+    assert set(VectorQuant(4, 64, kmeans_init=False).state_dict()) == theirs
+    assert set(VectorQuant(4, 64).state_dict()) == theirs | {"data_initialized"}
+
+
+def test_one_step_of_the_original():
+    original = pytest.importorskip("vqtorch", reason="vqtorch is not installed").nn.VectorQuant
+    settings = dict(feature_size=4, num_codes=64, beta=0.9, sync_nu=1.0, affine_lr=2.0, replace_freq=0, kmeans_init=False)
+    theirs, ours = original(**settings, dim=-1), VectorQuant(**settings)
+    ours.load_state_dict(theirs.state_dict())
+    z, weight, results = torch.randn(3, 17, 4), torch.randn(3, 17, 4), []
+    for quantizer in (theirs, ours):
+        x = z.clone().requires_grad_()
+        optimizer = torch.optim.AdamW(quantizer.parameters(), 1e-3)
+        z_q, out = quantizer(x)
+        ((z_q * weight).sum() + 10 * out["loss"]).backward()
+        optimizer.step()
+        results.append([z_q, out["q"].flatten(), out["loss"], x.grad, *quantizer.parameters()])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_both_searches_find_the_nearest_code():
+    for num_codes in (512, 4096):
+        for spread in (0.01, 1.0, 10.0):
+            z, codebook = spread * torch.randn(500, 4) + 1, torch.randn(num_codes, 4)
+            distance = torch.cdist(z.double(), codebook.double())
+            found = distance.gather(1, nearest(z, codebook)[:, None])[:, 0]
+            torch.testing.assert_close(found, distance.min(1).values, rtol=1e-5, atol=1e-6)
+
+
+# -- padding
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_padding_changes_nothing(conditional):
+    model = scrambled(conditional=conditional, codebook_size=2048)
+    jets = some_jets([1, 7, 40, 128, 23, 23, 90])
+    together = model.encode(jets)
+    decoded = model.decode(together)
+    for i in range(len(jets)):
+        alone = model.encode(jets[i:i + 1])
+        assert ak.all(alone[0] == together[i])
+        again = model.decode(alone)[0]
+        for name in again.fields:
+            np.testing.assert_allclose(again[name], decoded[name][i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_ignores_padding(training):
+    from omnijet.data import Ragged
+
+    sequences = Ragged.from_jets(ak.zip({"constituents": some_jets([7, 40, 23])}, depth_limit=1))
+    results = []
+    for length in (None, 128):
+        torch.manual_seed(1)
+        model = scrambled(kmeans_init=False, replace_freq=2).train(training)
+        batch = {key: torch.from_numpy(value) for key, value in sequences.pad(length=length).items()}
+        batch["x"][~batch["mask"]] = 77.0
+        for _ in range(3):                                        # with replacements on the way
+            loss = model.loss(batch)["loss"]
+        loss.backward()
+        results.append([loss.detach(), model.encoder.project_in.weight.grad, model.quantizer.codebook.weight])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# -- dead codes
+
+def test_dead_codes_land_on_real_encoder_outputs():
+    quantizer = VectorQuant(4, 512, replace_freq=3, kmeans_init=False)
+    quantizer.affine_transform.scale.data.fill_(0.4)
+    quantizer.affine_transform.bias.data.fill_(-0.3)
+    mask = torch.rand(40, 20) < 0.5
+    z = torch.where(mask[..., None], torch.randn(40, 20, 4) + 3, 1e4)      # padding would be seen at once
+    for _ in range(3):
+        before = quantizer.get_codebook().detach()
+        _, out = quantizer(z, mask)
+    moved = (quantizer.get_codebook() - before).abs().sum(1) > 0
+    assert moved.sum() == out["replaced"] > 300
+    assert torch.cdist(quantizer.get_codebook()[moved].double(), z[mask].double()).min(1).values.max() < 1e-4
+    assert not moved[out["q"]].any()                                       # those in use stay
+
+
+def test_every_code_is_used_after_200_steps():
+    quantizer = VectorQuant(4, 512, kmeans_init=False)
+    optimizer = torch.optim.AdamW(quantizer.parameters(), 1e-3)
+    hit = torch.zeros(512, dtype=torch.bool)
+    for _ in range(200):
+        z = torch.where(torch.rand(1000, 1) < 0.9, 0.05 * torch.randn(1000, 4), 3 * torch.randn(1000, 4))
+        out = quantizer(z)[1]
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        hit[out["q"]] = True
+    assert hit.all()
+
+
+def test_evaluation_leaves_the_codebook_alone():
+    model = scrambled(replace_freq=1).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.encode(some_jets([10, 20]))
+    assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_kmeans_start():
+    quantizer = VectorQuant(4, 64)
+    z = torch.randn(2000, 4) * 5 + 20
+    loss = quantizer(z)[1]["loss"].item()
+    assert quantizer.data_initialized and loss < 0.2 * z.var().item()
+    assert quantizer.get_codebook().mean().item() == pytest.approx(20, abs=1)
+    assert torch.isfinite(kmeans(torch.ones(10, 4), 64)).all()
+
+
+# -- files
+
+@pytest.mark.parametrize("make", [lambda: scrambled(pt_shift=1.5), lambda: scrambled(conditional=False), lambda: BinnedTokenizer((5, 6, 7), ((-2, 4), (-1, 1), (-2, 2)))])
+def test_save_and_load(make, tmp_path):
+    tokenizer, jets = make(), some_jets([5, 60, 128])
+    tokenizer.save_pretrained(tmp_path / "t")
+    again = load_tokenizer(tmp_path / "t")
+    tokens = tokenizer.encode(jets)
+    assert type(again) is type(tokenizer) and ak.all(again.encode(jets) == tokens) and ak.max(tokens) < again.codebook_size
+    assert ak.all(again.decode(tokens).pt == tokenizer.decode(tokens).pt)
+    assert again.scaling == tokenizer.scaling
+
+
+def test_shipped_models_and_unknown_names():
+    with pytest.raises(OmnijetError, match="models that come with omnijet"):
+        find_pretrained("omnijet/no-such-model")
+    with pytest.raises(OmnijetError, match="models that come with omnijet"):
+        find_pretrained("./no-such-folder")
+
+
+def test_tokenize_files(tmp_path):
+    n = 30
+    jets = ak.zip({"constituents": some_jets([20] * n), "pt": np.full(n, 600.0), "eta": np.zeros(n), "phi": np.zeros(n),
+                   "label": np.full(n, 8), "id": np.arange(n)}, depth_limit=1)
+    for shard in range(2):
+        write_columns(to_columns(jets), tmp_path / "data" / f"TTBar_{shard:03d}.parquet")
+    model = scrambled()
+    files = tokenize_files(model, tmp_path / "data", tmp_path / "tokens", progress=False)
+    table = read_tokens(files[0])
+    assert [f.name for f in files] == ["TTBar.parquet"] and len(table) == 2 * n and len(set(table.id.tolist())) == 2 * n
+    assert set(table.label.tolist()) == {8} and ak.all(table.tokens[:n] == table.tokens[n:])
+    assert read_metadata(files[0])["codebook_size"] == 64
+
+
+# -- bins
+
+def test_bins():
+    tokenizer = BinnedTokenizer((4, 5, 6), ((-2.0, 6.0), (-2.4, 2.4), (-2.4, 2.4)))
+    every = ak.unflatten(np.arange(120), [120])
+    assert ak.all(tokenizer.encode(tokenizer.decode(every)) == every) and tokenizer.out_of_range == 0
+    outside = ak.Array([[{"pt": 1e5, "eta_rel": 0.0, "phi_rel": 0.0}, {"pt": 10.0, "eta_rel": -0.9, "phi_rel": 0.9}]])
+    cells = np.unravel_index(ak.to_numpy(tokenizer.encode(outside)[0]), (4, 5, 6))
+    assert tokenizer.out_of_range == 2 and cells[0][0] == 3 and cells[1][1] == 0 and cells[2][1] == 5
+
+
+# -- bad input
+
+@pytest.mark.parametrize("make", [lambda: scrambled(), lambda: BinnedTokenizer()])
+def test_bad_jets_and_tokens(make):
+    tokenizer, good = make(), some_jets([3, 5])
+    with pytest.raises(OmnijetError, match="jet 1 has 0 constituents, expected 1 … 128"):
+        tokenizer.encode(ak.unflatten(ak.flatten(good), [8, 0]))
+    with pytest.raises(OmnijetError, match="jet 0 has 129 constituents"):
+        tokenizer.encode(some_jets([129]))
+    for value, found in ((0.0, "pt = 0 GeV"), (-2.0, "pt = -2 GeV"), (np.nan, "pt = nan"), (np.inf, "pt = inf")):
+        pt = np.array([5, 4, 3, 5, 4, 3, value, 1], dtype=np.float32)
+        with pytest.raises(OmnijetError, match=f"jet 1, constituent 3: {found}"):
+            tokenizer.encode(ak.zip({**{f: good[f] for f in good.fields}, "pt": ak.unflatten(pt, [3, 5])}))
+    with pytest.raises(OmnijetError, match="no field eta_rel"):
+        tokenizer.encode(good[["pt", "phi_rel"]])
+    K = tokenizer.codebook_size
+    for wrong in (-1, K):
+        with pytest.raises(OmnijetError, match=f"jet 1 has token {wrong}, expected 0 … {K - 1}"):
+            tokenizer.decode(ak.Array([[0, 1], [2, wrong]]))
+
+
+def test_bad_settings():
+    with pytest.raises(OmnijetError, match="multiple of heads"):
+        VQVAE(width=30, heads=4)
+    with pytest.raises(OmnijetError, match="vqtorch"):
+        VQVAE(quantizer="nosuch")
+    with pytest.raises(OmnijetError, match="three pairs"):
+        BinnedTokenizer(edges=((1, 0), (0, 1), (0, 1)))
+
+
+def test_folders_that_are_not_tokenizers(tmp_path):
+    with pytest.raises(OmnijetError, match="no config.json"):
+        VQVAE.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(OmnijetError, match="not the configuration"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "GenerativeModel"}))
+    with pytest.raises(OmnijetError, match="kind is 'GenerativeModel', expected VQVAE or BinnedTokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "VQVAE", "colour": 1}))
+    with pytest.raises(OmnijetError, match="colour"):
+        load_tokenizer(tmp_path)
+    scrambled().save_pretrained(tmp_path / "a")
+    scrambled(width=16).save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "model.safetensors").rename(tmp_path / "a" / "model.safetensors")
+    with pytest.raises(OmnijetError, match=r"weights of another architecture: .* is \(.*\), expected \("):
+        load_tokenizer(tmp_path / "a")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(OmnijetError, match="model.safetensors: cannot be read"):
+        load_tokenizer(tmp_path / "a")
+
+
+class Hostile:
+    def __init__(self, function, marker):
+        self.function, self.marker = function, marker
+
+    def __reduce__(self):
+        return self.function, (str(self.marker),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("function, name", [(os.mkdir, "mkdir"), (shutil.rmtree, "shutil.rmtree")])
+def test_no_code_of_a_checkpoint_is_executed(tmp_path, zipped, function, name):
+    if name != "mkdir":
+        (tmp_path / "marker").mkdir()
+    torch.save({"hyper_parameters": {"model_type": "MLP", "optimizer": Hostile(function, tmp_path / "marker")}, "state_dict": {}},
+               tmp_path / "hostile.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(OmnijetError, match=f"hostile.ckpt: refused to load .*{name}"):
+        VQVAE.from_gabbro(tmp_path / "hostile.ckpt")
+    assert (tmp_path / "marker").exists() == (name != "mkdir")
+
+def test_other_checkpoints(golden, tmp_path):
+    torch.save({"hyper_parameters": {"model_type": "BackboneGenerative", "model_kwargs": {}}, "state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(OmnijetError, match="model_type is 'BackboneGenerative', expected"):
+        VQVAE.from_gabbro(tmp_path / "other.ckpt")
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(OmnijetError, match="no entry 'hyper_parameters'"):
+        VQVAE.from_gabbro(tmp_path / "other.ckpt")
+    (tmp_path / "short.ckpt").write_bytes((golden / "gabbro_tokenizer_mlp.ckpt").read_bytes()[:5000])
+    with pytest.raises(OmnijetError, match="short.ckpt: cannot be read"):
+        VQVAE.from_gabbro(tmp_path / "short.ckpt")
+    with pytest.raises(OmnijetError, match="missing.ckpt"):
+        VQVAE.from_gabbro(tmp_path / "missing.ckpt")
