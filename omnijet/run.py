@@ -171,7 +171,7 @@ def run(preset:str="smoke",        # name of a preset, or a YAML file
 # %% ../nbs/07_run.ipynb #a7afe4a8
 def _simulate(a):
     from omnijet.simulation import simulate_files
-    simulate_files(a.out, n=a.n, classes=a.classes, seed=a.seed, workers=a.workers, format=a.format, shard_size=a.shard_size, settings=a.settings, start=a.start)
+    simulate_files(a.out, n=a.n, classes="all" if a.classes == "all" else a.classes.split(","), seed=a.seed, workers=a.workers, format=a.format, shard_size=a.shard_size, settings=a.settings, start=a.start)
 
 def _download(a):
     from omnijet.data import download
