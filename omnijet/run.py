@@ -110,15 +110,33 @@ def _merge(path:Path, **values):
     content = json.loads(path.read_text()) if path.exists() else {}
     with atomic(path) as temporary: Path(temporary).write_text(json.dumps({**content, **values}, indent=1, ensure_ascii=False))
 
+@contextlib.contextmanager
+def _kernel_output(path:Path):
+    "What kernels print to their own stdout and stderr goes to a file; yields the terminal's stderr for the progress bar."
+    sys.stdout.flush(); sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with open(path, "wb") as log, os.fdopen(os.dup(2), "w") as terminal:
+        try:
+            for stream in (1, 2): os.dup2(log.fileno(), stream)
+            yield terminal
+        finally:
+            for stream, original in zip((1, 2), saved):
+                os.dup2(original, stream)
+                os.close(original)
+
 def _execute(chapter:str, folder:Path, parameters:dict):
-    "One chapter through papermill; the executed notebook stays, also when a cell fails."
+    "One chapter through papermill; the executed notebook stays, also when a cell fails. The kernel is reached through a socket file, not the network."
     import logging, papermill
+    from traitlets.config import Config
     from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
     output = folder / "notebooks" / f"{chapter}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(chapters_dir() / f"{chapter}.ipynb", output, parameters=parameters, cwd=chapters_dir(), kernel_name="python3",
-                                    progress_bar={"desc": chapter, "leave": False, "disable": not sys.stderr.isatty()})
+    try:
+        with _kernel_output(output.with_suffix(".log")) as terminal:
+            papermill.execute_notebook(chapters_dir() / f"{chapter}.ipynb", output, parameters=parameters, cwd=chapters_dir(), kernel_name="python3",
+                                       progress_bar={"desc": chapter, "leave": False, "file": terminal, "disable": not terminal.isatty()},
+                                       config=Config({"KernelManager": {"transport": "ipc"}}))
     except PapermillExecutionError as error:
         where = f"chapter {chapter}, cell {error.exec_count or error.cell_index}"
         raise _error(f"{where}: {error.ename}: {error.evalue}\n  in: {error.source.strip().splitlines()[0][:120]}\n  the executed notebook: {output}") from None
