@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'NormFormerBlock', 'NormFormer', 'MLP', 'VQVAE',
            'BinnedTokenizer', 'find_pretrained', 'read_config', 'save_model', 'load_weights', 'load_tokenizer',
-           'read_gabbro', 'tokenize_files']
+           'read_gabbro', 'tokenize_files', 'new_tokenizer', 'mass_resolution', 'begin']
 
 # %% ../nbs/01_vqvae.ipynb #7a093807
 import json
@@ -21,8 +21,9 @@ from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import (MAX_CONSTITUENTS, FEATURES, FeatureScaling, OmnijetError, Ragged, atomic, jet_files,
-                          read_jets, read_metadata, read_tokens, write_tokens)
+from .data import (CLASSES, MAX_CONSTITUENTS, FEATURES, FeatureScaling, OmnijetError, Ragged, atomic, jet_files,
+                          read_jets, write_tokens)
+from .observables import jet_mass, resolution
 from .training import TrainingConfig, batches, device, train
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
@@ -672,3 +673,47 @@ def tokenize_files(
         written.append(Path(out, f"{process}.parquet"))
         write_tokens(tokens, written[-1], label=label, id=id, tokenizer=str(name), codebook_size=tokenizer.codebook_size)
     return written
+
+# %% ../nbs/01_vqvae.ipynb #00ae088c
+def new_tokenizer(
+    name: str,                    # conditional-K, unconditional-K or binned-N (N bins of each feature)
+    jets: ak.Array = None,        # for the edges of bins
+    width: int = 128,             # of the conditional one
+    blocks: int = 4,
+    heads: int = 8,
+    quantiles: tuple = (0.0, 1.0),  # of each feature, where the bins end
+    **settings,                   # of `VQVAE`
+):
+    "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
+    kind, _, size = name.rpartition("-")
+    if kind not in ("conditional", "unconditional", "binned") or not size.isdigit() or int(size) < 1:
+        raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K or binned-N, e.g. conditional-512")
+    if kind == "binned":
+        return BinnedTokenizer.fit(jets, bins=(int(size),) * 3, quantiles=quantiles)
+    sizes = dict(width=width, blocks=blocks, heads=heads) if kind == "conditional" else dict(width=128, blocks=3)
+    return VQVAE(int(size), kind == "conditional", **sizes, **settings)
+
+
+def mass_resolution(
+    tokenizer,
+    jets: ak.Array,
+    **settings,      # of `omnijet.observables.resolution`
+) -> dict:           # bias, sigma_gauss, half_width with *_error (GeV), n_jets; codes_used: share of the codebook these jets need
+    "What tokens do to the jet mass: reconstructed − original. Paper: section III A."
+    tokens = tokenizer.encode(jets)
+    decoded = ak.zip({"constituents": tokenizer.decode(tokens)}, depth_limit=1)
+    difference = ak.to_numpy(jet_mass(decoded) - jet_mass(jets))
+    return {**resolution(difference, **settings), "codes_used": len(np.unique(ak.to_numpy(ak.flatten(tokens)))) / tokenizer.codebook_size}
+
+# %% ../nbs/01_vqvae.ipynb #8365bc6f
+def begin(
+    folder: Path,    # of a training's checkpoints
+    settings: dict,  # all that shapes the training, as JSON
+):
+    "Keep the checkpoints in `folder` if their training had the same settings, else forget them; write down the settings."
+    path, text = Path(folder, "settings.json"), json.dumps(settings, indent=1)
+    if not path.exists() or path.read_text() != text:
+        for old in ("last.ckpt", "best.safetensors", "history.json"):
+            Path(folder, old).unlink(missing_ok=True)
+        with atomic(path) as tmp:
+            tmp.write_text(text)
