@@ -1,0 +1,224 @@
+"""The backbone against the reference implementation, exact generation, and bad input."""
+import math
+import os
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import chisquare
+
+from omnijet.data import OmnijetError, Ragged
+from omnijet.gpt import Cache, GenerativeModel, Vocabulary, load_tokens, next_token_loss, sample, surprise, uniforms
+
+GOLDEN = Path(os.environ.get("OMNIJET_TEST_GOLDEN", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(scope="module")
+def golden():
+    if not (GOLDEN / "gabbro_generative.ckpt").exists():
+        pytest.skip(f"no gabbro_generative.ckpt in {GOLDEN} (set OMNIJET_TEST_GOLDEN)")
+    with np.load(GOLDEN / "gabbro_generative_io.npz") as file:
+        numbers = {name: torch.from_numpy(file[name]) for name in file}
+    return GenerativeModel.from_gabbro(GOLDEN / "gabbro_generative.ckpt"), numbers
+
+
+def small(codebook_size=30, seed=1, **sizes):
+    torch.manual_seed(seed)
+    return GenerativeModel(codebook_size, **{"width": 32, "blocks": 2, "heads": 4, **sizes}).double().eval()
+
+
+def some_jets(lengths, codebook_size=30, seed=0):
+    rng = np.random.default_rng(seed)
+    return Ragged(rng.integers(0, codebook_size, sum(lengths)), np.concatenate([[0], np.cumsum(lengths)]), {"label": rng.integers(0, 10, len(lengths))})
+
+
+def as_batch(data, **options):
+    return {name: torch.from_numpy(values) for name, values in data.pad(**options).items()}
+
+
+def test_golden_full_forward(golden):
+    model, numbers = golden
+    real = numbers["mask"].bool()
+    with torch.inference_mode():
+        embeddings, logits = model.backbone(numbers["tokens"]), model(numbers["tokens"])
+    assert (embeddings - numbers["embeddings"])[real].abs().max() < 1e-4
+    assert (logits - numbers["logits"])[real].abs().max() < 1e-4
+
+
+def test_golden_through_the_cache(golden):
+    model, numbers = golden
+    tokens, real = numbers["tokens"], numbers["mask"].bool()
+    cache = Cache(model.backbone, *tokens.shape)
+    with torch.inference_mode():
+        logits = torch.cat([model(token[:, None], cache) for token in tokens.T], 1)
+    assert (logits - numbers["logits"])[real].abs().max() < 1e-4
+
+
+def test_checkpoint_with_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self): return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"state_dict": {}, "hyper_parameters": {"x": Evil()}}, tmp_path / "evil.ckpt")
+    with pytest.raises(OmnijetError, match="system"):
+        GenerativeModel.from_gabbro(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoint_of_another_model(tmp_path):
+    torch.save({"state_dict": {"weight": torch.zeros(3)}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(OmnijetError, match="not a generative model"):
+        GenerativeModel.from_gabbro(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("classes", [0, 10])
+def test_loss_of_a_jet_is_its_own(classes):
+    model, data = small(classes=classes), some_jets([12, 1, 7, 40])
+    sums = {}
+    for name, groups, length in (("alone", [[0], [1], [2], [3]], None), ("together", [[0, 1, 2, 3]], None), ("padded", [[0], [1], [2], [3]], 128)):
+        model.zero_grad()
+        parts = [model.loss(as_batch(data, index=g, length=length)) for g in groups]
+        total = sum(p["loss"] * p["weight"] for p in parts)
+        total.backward()
+        assert sum(p["weight"] for p in parts) == len(data.content) + len(data)
+        sums[name] = total.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    for value, gradient in (sums["together"], sums["padded"]):
+        assert value == pytest.approx(sums["alone"][0], rel=1e-6)      # the loss itself is summed in float32
+        assert torch.allclose(gradient, sums["alone"][1], rtol=1e-9, atol=1e-10)
+
+
+def test_surprise_agrees_with_the_loss():
+    model, data = small(), some_jets([12, 1, 7, 40, 3])
+    nats = surprise(model, data, batch_size=2)
+    for i in range(len(data)):
+        batch = as_batch(data, index=[i])
+        assert nats[[i]].content.mean() == pytest.approx(model.loss(batch)["loss"].item(), rel=1e-5)
+
+
+def test_chunked_loss_has_the_gradient_of_cross_entropy():
+    torch.manual_seed(2)
+    head, x, targets = torch.nn.Linear(8, 50).double(), torch.randn(101, 8, dtype=torch.double, requires_grad=True), torch.randint(0, 50, (101,))
+    expected = torch.autograd.grad(3 * F.cross_entropy(head(x), targets), (x, *head.parameters()))
+    for chunk in (7, 101, 500):
+        found = torch.autograd.grad(3 * next_token_loss(x, head, targets, chunk), (x, *head.parameters()))
+        assert all(torch.allclose(a, b) for a, b in zip(expected, found))
+
+
+def uncached(model, n, seed, max_constituents, label=None, **options):
+    "Each jet by itself, the whole sequence read again for every token."
+    v, jets = model.vocabulary, []
+    for j in range(n):
+        read = v.prefix(1, None if label is None else torch.tensor([label]))
+        codes = []
+        for position in range(max_constituents):
+            scores = model(read)[:, -1].clone()
+            scores[:, v.start] = -math.inf
+            if position == 0: scores[:, v.stop] = -math.inf
+            token = sample(scores, uniforms(seed, torch.tensor([j]), position), **options)
+            if token == v.stop: break
+            codes.append(int(token) - 1)
+            read = torch.cat([read, token[:, None]], 1)
+        jets.append(codes)
+    return jets
+
+
+@pytest.mark.parametrize("classes,jet_class,options", [(0, None, {}), (10, "TTBar", {"temperature": 0.7, "top_k": 12}), (0, None, {"top_p": 0.6})])
+def test_generation_does_not_depend_on_cache_and_batch(classes, jet_class, options):
+    model = small(classes=classes)
+    with torch.inference_mode():
+        expected = uncached(model, 30, seed=3, max_constituents=25, label=None if jet_class is None else 8, **options)
+    assert {len(jet) for jet in expected} - {25}                        # some stop by themselves
+    for batch_size in (1, 7, 512):
+        made = model.generate(30, seed=3, batch_size=batch_size, max_constituents=25, jet_class=jet_class, progress=False, **options)
+        assert made.to_list() == expected
+    assert model.generate(10, seed=3, first=20, max_constituents=25, jet_class=jet_class, progress=False, **options).to_list() == expected[20:]
+
+
+def test_first_tokens_follow_the_models_probabilities():
+    model = small()
+    n = 10_000
+    first = ak.to_numpy(ak.firsts(model.generate(n, seed=11, max_constituents=1, progress=False)))
+    with torch.inference_mode():
+        scores = model(torch.zeros(1, 1, dtype=torch.long))[0, 0, 1:31]     # neither start nor stop
+    assert chisquare(np.bincount(first, minlength=30), n * scores.softmax(0).numpy()).pvalue > 0.001
+
+
+def test_generated_lengths_follow_the_models_stop_probability():
+    "A head that ignores its input: lengths are geometric, whatever leaves the batch when."
+    model = small(codebook_size=9)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    n, p = 5000, 1 / 10                                                     # nine codes and the stop token
+    lengths = ak.to_numpy(ak.num(model.generate(n, seed=5, batch_size=1000, max_constituents=8, progress=False)))
+    expected = np.array([p * (1 - p) ** (k - 1) for k in range(1, 8)] + [(1 - p) ** 7])
+    assert chisquare(np.bincount(lengths, minlength=9)[1:], n * expected).pvalue > 0.001
+
+
+def test_streams_are_uniform_and_independent():
+    u = torch.stack([uniforms(seed, torch.arange(20_000), position) for seed in (0, 1, -5, 2**40) for position in (0, 1, 127)])
+    assert u.min() >= 0 and u.max() < 1
+    for row in u.numpy():
+        assert chisquare(np.histogram(row, 50, (0, 1))[0]).pvalue > 1e-4
+    assert (torch.corrcoef(u) - torch.eye(len(u))).abs().max() < 0.035      # 4.9 σ
+
+
+def test_forbidden_tokens_are_never_drawn():
+    scores = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]])
+    u = torch.tensor([0.0, 1e-30, 0.3, 1 - 2**-24, 1 - 2**-53], dtype=torch.double)
+    for dtype in (torch.float32, torch.float64):
+        assert set(sample(scores.to(dtype).expand(5, 5), u).tolist()) <= {1, 3}
+
+
+def test_saved_and_loaded(tmp_path):
+    model = small().float()
+    model.save_pretrained(tmp_path / "model")
+    again = GenerativeModel.from_pretrained(tmp_path / "model")
+    tokens = torch.randint(0, 32, (2, 5))
+    assert torch.equal(model(tokens), again(tokens)) and not again.training
+    assert sorted(p.name for p in (tmp_path / "model").iterdir() if p.suffix != ".md") == ["config.json", "model.safetensors"]
+
+
+def test_greedy_and_no_jets():
+    model = small()
+    greedy = model.generate(5, temperature=0, max_constituents=10, progress=False).to_list()
+    assert all(jet == greedy[0] for jet in greedy)
+    none = model.generate(0, progress=False)
+    assert len(none) == 0 and none.ndim == 2
+
+
+@pytest.mark.parametrize("options,words", [
+    ({"n": -1}, "negative"), ({"temperature": -0.5}, "temperature is -0.5"), ({"temperature": math.nan}, "temperature"),
+    ({"top_k": 0}, "top_k is 0, expected 1 … 32"), ({"top_k": 33}, "top_k is 33"), ({"top_p": 0}, "top_p"), ({"top_p": 1.1}, "top_p"),
+    ({"max_constituents": 0}, "max_constituents"), ({"batch_size": -1}, "batch_size"), ({"jet_class": "TTBar"}, "without class tokens")])
+def test_bad_options(options, words):
+    with pytest.raises(OmnijetError, match=words):
+        small().generate(**{"n": 2, "progress": False, **options})
+
+
+@pytest.mark.parametrize("jet_class", [None, "Higgs", 10, -1])
+def test_bad_jet_class(jet_class):
+    with pytest.raises(OmnijetError, match="TTBar"):
+        small(classes=10).generate(2, jet_class=jet_class, progress=False)
+
+
+def test_codes_of_another_tokenizer():
+    with pytest.raises(OmnijetError, match="codebook of 30"):
+        small().loss(as_batch(some_jets([3, 4], codebook_size=99, seed=3)))
+
+
+def test_width_and_heads():
+    with pytest.raises(OmnijetError, match="multiple"):
+        GenerativeModel(10, width=30, heads=4)
+
+
+def test_missing_tokens_name_the_chapter(tmp_path):
+    with pytest.raises(OmnijetError, match="01_vqvae"):
+        load_tokens(tmp_path, "train")
+
+
+def test_vocabulary_needs_labels():
+    with pytest.raises(OmnijetError, match="label"):
+        Vocabulary(5, classes=10).prefix(3)
