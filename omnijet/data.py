@@ -401,6 +401,8 @@ def _open(path):
             import uproot
 
             with uproot.open(path) as file:
+                if path.stat().st_size < file.file.fEND:
+                    raise ValueError(f"{path.stat().st_size} bytes of {file.file.fEND}")
                 trees = file.keys(cycle=False, recursive=False)
                 if "tree" not in trees:
                     raise OmnijetError(f"{path}: no tree 'tree' (has: {', '.join(trees) or 'nothing'})")

@@ -1,0 +1,732 @@
+"""Files, features and batches where they go wrong: damaged input, refused writing, broken connections, stopped streams."""
+import http.server
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+import warnings
+import zlib
+from collections import Counter
+from hashlib import md5
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import omnijet
+from omnijet import data
+from omnijet.data import (AXIS, CLASSES, FEATURES, LABELS, FeatureScaling, JetStream, OmnijetError, Ragged, atomic, data_module,
+                          download, iter_columns, iter_jets, jet_files, momenta, need, number, read_jets, read_metadata, read_tokens,
+                          record, sample_jets, show, to_columns, to_jets, write_columns, write_tokens)
+
+
+@pytest.fixture(scope="session")
+def columns():
+    "JetClass columns of 20 jets of each class."
+    return to_columns(sample_jets(max_jets=20))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, columns):
+    "A folder of JetClass's own layout, Parquet and ROOT: 10 classes × 2 files × 60 jets."
+    folder = tmp_path_factory.mktemp("JetClass") / "val_5M"
+    for label, process in enumerate(CLASSES):
+        of_class = columns[ak.to_numpy(columns[LABELS[label]])]
+        for index in (0, 1):
+            write_columns(of_class[np.arange(60) % len(of_class)], folder / f"{process}_{120 + index}.{('parquet', 'root')[index]}")
+    return folder
+
+
+# Features
+
+def test_real_jetclass(jetclass):
+    "Real jets: counts and masses as JetClass has them; part_deta carries the sign of jet_eta, our eta_rel does not."
+    jets = read_jets(jetclass / "HToBB_1500.root", columns=["part_deta", "part_dphi", "jet_energy"])
+    assert len(jets) == 1500 and set(jets.label.to_list()) == {1}
+    assert np.quantile(ak.num(jets.constituents).to_numpy(), [0.1, 0.5, 0.9]) == pytest.approx([28, 40, 57], abs=1)
+    mass = ak.sum(momenta(jets.constituents), axis=1).mass.to_numpy()
+    assert np.quantile(mass, [0.1, 0.5, 0.9]) == pytest.approx([99.1, 119.5, 138.6], rel=0.02)
+    assert float(ak.max(abs(jets.constituents.part_dphi - jets.constituents.phi_rel))) < 1e-6
+    # the file's axis was recomputed, so that η differs by up to 0.02, but by the same amount for all constituents of a jet
+    shift = jets.constituents.part_deta * np.sign(jets.eta) - jets.constituents.eta_rel
+    assert float(ak.max(ak.max(shift, axis=1) - ak.min(shift, axis=1))) < 1e-5
+    assert float(ak.max(abs(shift))) < 0.03
+
+
+def test_momenta_and_labels_suffice(columns):
+    "Without the file's axis, that of the sum of all constituents (as vector adds them)."
+    import vector
+
+    vector.register_awkward()
+    full = to_jets(columns)
+    part = to_jets(columns[["part_px", "part_py", "part_pz", "part_energy", *LABELS]])
+    four = {p: ak.values_astype(columns[f"part_{p}"], np.float64) for p in ("px", "py", "pz", "energy")}
+    total = ak.sum(ak.zip(four, with_name="Momentum4D"), axis=1)
+    for name in ("pt", "eta", "phi"):
+        assert part[name].to_numpy() == pytest.approx(getattr(total, name).to_numpy(), rel=1e-5)
+    assert ak.num(part.constituents).to_list() == pytest.approx(ak.num(full.constituents).to_list(), abs=5)
+
+
+def test_round_trip_to_float32(columns):
+    jets = to_jets(columns)
+    back = to_jets(to_columns(jets))
+    for name in FEATURES:
+        scale = jets.constituents.pt if name == "pt" else 1.0
+        assert float(ak.max(abs(back.constituents[name] - jets.constituents[name]) / scale)) < 2e-6
+
+
+def test_sorted_and_cut_before_the_hardest_128_are_taken():
+    rng = np.random.default_rng(3)
+    pt, eta, phi = rng.exponential(5, 400) + 0.1, rng.normal(0, 0.5, 400), rng.normal(0, 0.5, 400)
+    px, py, pz = pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)
+    jet = ak.Array([{"part_px": px, "part_py": py, "part_pz": pz, "jet_pt": 500.0, "jet_eta": 0.0, "jet_phi": 0.0, "label_QCD": True}])
+    found = to_jets(jet).constituents.pt[0].to_numpy()
+    inside = (np.abs(eta) < 0.8) & (np.abs(phi) < 0.8)
+    assert found == pytest.approx(np.sort(pt[inside])[::-1][:128], rel=1e-6)
+
+
+def test_angles_across_pi():
+    jet = ak.Array([{"part_px": [-100.0, -100.0], "part_py": [1.0, -1.0], "part_pz": [0.0, 0.0], "label_QCD": 1}])
+    assert np.abs(to_jets(jet).constituents.phi_rel[0].to_numpy()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_ids_name_file_and_entry(shards):
+    file = shards / "HToCC_121.root"
+    jets = read_jets(file)
+    assert (jets.id.to_numpy() == (np.uint64(zlib.crc32(b"HToCC_121")) << np.uint64(32)) + np.arange(60, dtype=np.uint64)).all()
+
+
+def test_scaling_of_padding_stays_finite_in_torch():
+    x = torch.tensor([[10.0, 0.1, -0.2], [0.0, 0.0, 0.0]], requires_grad=True)
+    y = FeatureScaling().scale(x)
+    y.sum().backward()
+    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+    assert y[0].tolist() == pytest.approx([np.log(10) - 1.8, 0.3, -0.6])
+    assert FeatureScaling().unscale(y)[0].tolist() == pytest.approx([10, 0.1, -0.2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.floats(0.125, 900, width=32), max_size=140), min_size=1, max_size=12))
+def test_any_momenta(pts):
+    "Any jets: as many as are not empty, sorted, at most 128."
+    lists = ak.values_astype(ak.Array([[], *pts]), np.float64)[1:]
+    columns = ak.zip({"part_px": lists, "part_py": lists * 0.0, "part_pz": lists * 0.1, "label_QCD": np.ones(len(pts))}, depth_limit=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jets = to_jets(columns)
+    assert ak.num(jets.constituents).to_list() == [min(len(pt), 128) for pt in pts if pt]
+    for found, given in zip(jets.constituents.pt, [pt for pt in pts if pt]):
+        assert found.to_list() == sorted(given, reverse=True)[:128]
+
+
+# Sequences
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.data())
+def test_ragged(lengths, draw):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    content = np.arange(offsets[-1]) + 1
+    ragged = Ragged(content, offsets, {"label": np.arange(len(lengths))})
+    index = draw.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=8))
+    rows = [content[offsets[i] : offsets[i + 1]].tolist() for i in index]
+    chosen = ragged[index]
+    assert [chosen.content[a:b].tolist() for a, b in zip(chosen.offsets[:-1], chosen.offsets[1:])] == rows
+    assert chosen.extras["label"].tolist() == index
+    for length in (None, 4):
+        batch = ragged.pad(index, length)
+        assert [x[m].tolist() for x, m in zip(batch["x"], batch["mask"])] == [row[:length] for row in rows]
+        assert not batch["x"][~batch["mask"]].any()
+        assert batch["x"].shape[1] == (max(map(len, rows), default=0) if length is None else length)
+
+
+def test_ragged_of_jets_and_back(columns):
+    jets = to_jets(columns)
+    sequences = Ragged.from_jets(jets)
+    assert sequences.content.dtype == np.float32 and set(sequences.extras) == {"label", "id", "pt", "eta", "phi"}
+    assert ak.array_equal(sequences.to_constituents(), jets.constituents)
+    with pytest.raises(OmnijetError, match="'label' has 2 values"):
+        Ragged([1, 2, 3], [0, 1, 2, 3], {"label": [0, 1]})
+
+
+# Reading
+
+def test_folder_glob_list_and_classes(shards):
+    assert len(read_jets(shards.parent)) == 1200
+    assert len(read_jets(str(shards / "HTo*.root"))) == 300
+    assert len(read_jets([shards / "TTBar_120.parquet", shards / "ZToQQ_121.root"])) == 120
+    assert set(read_jets(shards, classes=["TTBar", "label_QCD"]).label.to_list()) == {0, 8}
+    parquet, root = read_jets(shards / "WToQQ_120.parquet"), read_jets(shards / "WToQQ_121.root")
+    assert ak.array_equal(parquet.constituents, root.constituents) and ak.all(parquet.pt == root.pt)
+
+
+def test_classes_inside_a_mixed_file(tmp_path, columns):
+    write_columns(columns, tmp_path / "mixed.parquet")
+    assert Counter(read_jets(tmp_path, classes=["HToGG", 9], max_jets=25).label.to_list()) == {3: 20, 9: 5}
+    with pytest.raises(OmnijetError, match="no jets of HToBB"):
+        write_columns(columns[: 20], tmp_path / "one.parquet")
+        read_jets(tmp_path / "one.parquet", classes="HToBB")
+
+
+@pytest.mark.parametrize("n, shares", [(30, [3] * 10), (7, [0, 0, 0] + [1] * 7), (10_000, [120] * 10)])
+def test_max_jets_are_shared_among_the_classes(shards, n, shares):
+    assert np.bincount(read_jets(shards, max_jets=n).label, minlength=10).tolist() == shares
+
+
+def test_batches_of_a_stream(shards):
+    sizes = [len(jets) for jets in iter_jets(shards, batch_size=25)]
+    assert sum(sizes) == 1200 and max(sizes) == 25
+    with pytest.raises(OmnijetError, match="batch_size is 0"):
+        next(iter_jets(shards, batch_size=0))
+
+
+def test_part_of_a_parquet_file_across_row_groups(tmp_path, columns, monkeypatch):
+    monkeypatch.setattr(data, "ROW_GROUP", 30)
+    write_columns(columns, tmp_path / "x.parquet")
+    parts = list(iter_columns(tmp_path / "x.parquet", start=25, stop=130, batch_size=20))
+    assert [entry for entry, _ in parts] == list(np.cumsum([25, *(len(part) for _, part in parts)])[:-1])
+    assert ak.array_equal(ak.concatenate([part.part_px for _, part in parts]), columns.part_px[25:130])
+
+
+def test_further_columns_are_cut_and_sorted_alongside(tmp_path, columns):
+    tagged = ak.with_field(columns[["part_px", "part_py", "part_pz", *AXIS, *LABELS]], columns.part_px * 2, "part_double")
+    shuffled = ak.with_field(tagged, np.arange(len(columns)), "jet_number")
+    for name in ("part_px", "part_py", "part_pz", "part_double"):
+        shuffled[name] = shuffled[name][:, ::-1]
+    write_columns(shuffled, tmp_path / "x.parquet")
+    jets = read_jets(tmp_path / "x.parquet", columns=["part_px", "part_double", "jet_number"])
+    assert ak.all(jets.constituents.part_double == 2 * jets.constituents.part_px)
+    assert float(ak.max(abs(jets.constituents.part_px / np.cos(jets.constituents.phi_rel + jets.phi) / jets.constituents.pt - 1))) < 1e-2
+    assert jets.jet_number.to_list() == list(range(len(columns)))
+
+
+def test_the_sample_of_an_installed_package(tmp_path):
+    "The package in site-packages finds the sample in omnijet/sample; without it, one line says so."
+    package = tmp_path / "omnijet"
+    package.mkdir()
+    for name in ("__init__.py", "data.py"):
+        (package / name).write_bytes((Path(omnijet.__file__).parent / name).read_bytes())
+    code = "from omnijet.data import sample_jets; print(len(sample_jets(max_jets=5)))"
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "env": {k: v for k, v in os.environ.items() if k != "OMNIJET_SAMPLE"} | {"PYTHONPATH": str(tmp_path)}}
+    assert "the sample of jets is missing" in subprocess.run([sys.executable, "-c", code], **run).stderr
+    (package / "sample").symlink_to(data.sample_folder())
+    assert subprocess.run([sys.executable, "-c", code], **run).stdout == "50\n"
+
+
+def test_importing_the_reader_imports_no_torch():
+    code = "import sys, omnijet.data; print([name for name in ('torch', 'lightning', 'matplotlib', 'vector') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# Bad input
+
+@pytest.mark.parametrize("suffix", ["root", "parquet"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_truncated_file(tmp_path, shards, suffix, share):
+    whole = next(shards.glob(f"TTBar_*.{suffix}")).read_bytes()
+    path = tmp_path / f"TTBar_000.{suffix}"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(OmnijetError, match=f"TTBar_000.{suffix}: cannot be read") as error:
+        read_jets(path)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_in_the_middle(tmp_path, shards):
+    "A Parquet file whose footer is whole but whose columns are not."
+    whole = bytearray((shards / "TTBar_120.parquet").read_bytes())
+    whole[200:3000] = bytes(2800)
+    (tmp_path / "TTBar_000.parquet").write_bytes(whole)
+    with pytest.raises(OmnijetError, match="TTBar_000.parquet: cannot be read"):
+        read_jets(tmp_path)
+
+
+def test_another_format_under_the_name(tmp_path, shards):
+    (tmp_path / "TTBar_000.root").write_bytes((shards / "TTBar_120.parquet").read_bytes())
+    with pytest.raises(OmnijetError, match="TTBar_000.root: cannot be read"):
+        read_jets(tmp_path)
+    (tmp_path / "jets.h5").write_text("")
+    with pytest.raises(OmnijetError, match="neither .parquet nor .root"):
+        read_jets(tmp_path / "jets.h5")
+
+
+def test_wrong_tree(tmp_path):
+    import uproot
+
+    with uproot.recreate(tmp_path / "x.root") as file:
+        file.mktree("Events", {"part_px": "float32"})
+    with pytest.raises(OmnijetError, match=r"x.root: no tree 'tree' \(has: Events\)"):
+        read_jets(tmp_path / "x.root")
+    with uproot.recreate(tmp_path / "y.root") as file:
+        file["tree"] = "not a tree but a text"
+    with pytest.raises(OmnijetError, match="y.root: cannot be read"):
+        read_jets(tmp_path / "y.root")
+
+
+@pytest.mark.parametrize("suffix", ["root", "parquet"])
+def test_missing_branches(tmp_path, columns, suffix):
+    path = tmp_path / f"x.{suffix}"
+    write_columns(columns[[name for name in columns.fields if name != "part_pz"]], path)
+    with pytest.raises(OmnijetError, match=rf"x.{suffix}: no branch part_pz \(has: .*part_px"):
+        read_jets(path)
+    write_columns(columns[["part_px", "part_py", "part_pz"]], path)
+    with pytest.raises(OmnijetError, match=rf"x.{suffix}: no branch label_"):
+        read_jets(path)
+    with pytest.raises(OmnijetError, match="no branch part_d0val"):
+        read_jets(path, columns=["part_d0val"])
+    write_columns(ak.with_field(columns, columns.jet_pt, "part_px"), path)
+    with pytest.raises(OmnijetError, match=rf"x.{suffix}: branch part_px .*expected a list"):
+        read_jets(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("name", ["part_px", "part_pz", "jet_eta"])
+def test_momenta_that_are_no_numbers(tmp_path, columns, name, value):
+    if name == "jet_eta" and value == 3e38:
+        pytest.skip("a large jet_eta is a number: such a jet has no constituents inside the cuts")
+    damaged = columns[:20]
+    if name == "jet_eta":
+        values = damaged[name].to_numpy().copy()
+        values[[4, 11]] = value
+    else:
+        values = damaged[name].to_list()
+        values[4][0] = values[11][1] = value
+    damaged = ak.with_field(damaged, ak.values_astype(ak.Array(values), np.float32), name)
+    write_columns(damaged, tmp_path / "x.parquet")
+    with pytest.warns(UserWarning, match=r"x.parquet: jets left out: 2 with NaN or infinite momenta \(first: jet 4\)"):
+        jets = read_jets(tmp_path / "x.parquet")
+    assert (jets.id.to_numpy() & np.uint64(0xFFFFFFFF)).tolist() == [i for i in range(20) if i not in (4, 11)]
+    assert np.isfinite(Ragged.from_jets(jets).content).all()
+
+
+@pytest.mark.parametrize("with_axis", [True, False])
+def test_jets_without_constituents_are_counted_once_a_file(tmp_path, columns, with_axis):
+    keep = ak.Array(np.arange(60) % 20 != 7)
+    empty = columns[:60] if with_axis else columns[:60][["part_px", "part_py", "part_pz", *LABELS]]
+    for name in ("part_px", "part_py", "part_pz"):
+        empty = ak.with_field(empty, ak.where(keep, empty[name], empty[name][:, :0]), name)
+    write_columns(empty, tmp_path / "x.root")
+    with pytest.warns(UserWarning, match=r"3 without constituents \(first: jet 7\)") as caught:
+        jets = [jet for batch in iter_jets(tmp_path / "x.root", batch_size=10) for jet in batch.id.to_list()]
+    assert len(jets) == 57 and len([w for w in caught if "left out" in str(w.message)]) == 1
+
+
+def test_nothing_but_empty_jets(tmp_path):
+    empty = ak.zip({name: ak.Array([[1.0], []])[[1, 1]] for name in ("part_px", "part_py", "part_pz")} | {"label_QCD": np.ones(2)}, depth_limit=1)
+    write_columns(empty, tmp_path / "x.parquet")
+    with pytest.warns(UserWarning, match="2 without constituents"), pytest.raises(OmnijetError, match="no jets"):
+        read_jets(tmp_path)
+
+
+@pytest.mark.parametrize("second, message", [("label_QCD", r"jet 33 has 2 labels set \(label_QCD, label_Hbb\)"), ("label_Hbb", "jet 33 has 0 labels set")])
+def test_labels(tmp_path, columns, second, message):
+    flags = columns[second].to_numpy().copy()
+    flags[33] = second == "label_QCD"
+    write_columns(ak.with_field(columns, flags, second), tmp_path / "x.parquet")
+    with pytest.raises(OmnijetError, match="x.parquet: " + message):
+        list(iter_jets(tmp_path / "x.parquet", batch_size=10))
+
+
+def test_lists_of_different_lengths_and_missing_values(tmp_path, columns):
+    uneven = ak.with_field(columns, ak.where(np.arange(len(columns)) == 6, columns.part_py[:, 1:], columns.part_py), "part_py")
+    with pytest.raises(OmnijetError, match=r"jet 6 has \d+ part_py, but \d+ part_px"):
+        to_jets(uneven)
+    import pyarrow.parquet as pq
+
+    holes = ak.with_field(columns, ak.mask(columns.jet_pt, np.arange(len(columns)) != 2), "jet_pt")
+    pq.write_table(ak.to_arrow_table(holes, extensionarray=False), tmp_path / "x.parquet")
+    with pytest.raises(OmnijetError, match="x.parquet: branch jet_pt misses 1 value"):
+        read_jets(tmp_path / "x.parquet")
+
+
+def test_no_files(tmp_path, shards):
+    with pytest.raises(OmnijetError, match="is a folder without"):
+        read_jets(tmp_path)
+    with pytest.raises(OmnijetError, match="nosuch: does not exist"):
+        read_jets(tmp_path / "nosuch")
+    with pytest.raises(OmnijetError, match="no jet class 'top'"):
+        read_jets(shards, classes="top")
+    with pytest.raises(OmnijetError, match=r"no file of HToBB \(has: TTBar\)"):
+        read_jets(str(shards / "TTBar_*"), classes="HToBB")
+
+
+# Writing
+
+WRITE = ("import sys, awkward as ak; from omnijet.data import *; columns = to_columns(sample_jets(max_jets=50))\n"
+         "try: write_columns(columns, sys.argv[1])\nexcept OmnijetError as error: print(error); sys.exit(3)")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "root"])
+def test_full_disk(tmp_path, suffix):
+    "A file that may not grow beyond 100 kB, as on a disk that fills up: one line, and nothing remains."
+    path = tmp_path / f"x.{suffix}"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    run = subprocess.run([sys.executable, "-B", "-c", limit + WRITE, path], capture_output=True, text=True)
+    assert run.returncode == 3 and f"x.{suffix}: cannot be written" in run.stdout, run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_only_target(tmp_path):
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    folder.chmod(0o555)
+    if os.geteuid() == 0:  # root may write anywhere: become nobody for the last step
+        code = WRITE.replace("try:", "import os; os.setuid(65534)\ntry:")
+        tmp_path.chmod(0o755)
+        for parent in list(tmp_path.parents)[:2]:
+            parent.chmod(0o755)
+    else:
+        code = WRITE
+    run = subprocess.run([sys.executable, "-B", "-c", code, folder / "x.parquet"], capture_output=True, text=True)
+    assert run.returncode == 3 and re.search("x.parquet: cannot be written .Permission denied", run.stdout), run.stdout + run.stderr
+
+
+def test_killed_while_writing(tmp_path):
+    "What was there before stays whole; nothing half-written stands under the final name."
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    code = "import os, signal, sys; from omnijet.data import atomic\nwith atomic(sys.argv[1]) as tmp:\n tmp.write_text('ne'); os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", code, path]).returncode == -9
+    assert path.read_text() == "old"
+
+
+def test_atomic_folders_and_failures(tmp_path):
+    for content in ("1", "2"):
+        with atomic(tmp_path / "model") as tmp:
+            tmp.mkdir()
+            (tmp / f"{content}.txt").write_text(content)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["2.txt"]
+    with pytest.raises(ZeroDivisionError), atomic(tmp_path / "model") as tmp:
+        tmp.mkdir()
+        1 / 0
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "x"):
+        open(tmp_path / "nosuch")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(OmnijetError, match="expected .parquet or .root"):
+        write_columns(ak.Array([{"label_QCD": True}]), tmp_path / "x.csv")
+    with pytest.raises(OmnijetError, match="no jets to write"):
+        write_columns(ak.Array([{"label_QCD": True}])[:0], tmp_path / "x.root")
+
+
+def test_root_files_hold_a_ttree_and_metadata(tmp_path, columns):
+    import uproot
+
+    for suffix in ("root", "parquet"):
+        write_columns(columns, tmp_path / f"x.{suffix}", seed=7, settings=["a = 1"])
+        assert read_metadata(tmp_path / f"x.{suffix}") == {"seed": 7, "settings": ["a = 1"]}
+    with uproot.open(tmp_path / "x.root") as file:
+        assert file.classnames()["tree;1"] == "TTree" and file["tree"].num_entries == len(columns)
+        assert file["tree"]["part_px"].typename == "float[]" and file["tree"]["label_Hbb"].typename == "bool"
+
+
+# Streams for training
+
+OPTIONS = {"batch_size": 32, "segment": 150, "chunk": 30}
+
+
+@pytest.fixture(scope="session")
+def parquet(shards):
+    "600 jets of ten files."
+    return str(shards / "*.parquet")
+
+
+def ids_of(stream):
+    return [batch["id"].numpy().view(np.uint64) for batch in stream]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # more than this machine has cores
+def test_each_jet_once_over_four_workers_and_two_ranks(shards):
+    expected = sorted(read_jets(shards).id.to_list())
+    ranks = [JetStream(shards, workers=4, rank=rank, world=2, **OPTIONS) for rank in (0, 1)]
+    orders = []
+    for epoch in range(2):
+        batches = [ids_of(stream) for stream in ranks]
+        assert len(batches[0]) == len(batches[1]) == len(ranks[0])
+        order = np.concatenate(batches[0] + batches[1])
+        assert sorted(order) == expected
+        orders.append(order)
+    assert not np.array_equal(*orders)
+    alone = [ids_of(JetStream(shards, workers=0, rank=rank, world=2, **OPTIONS)) for rank in (0, 1)]
+    assert np.array_equal(np.concatenate(alone[0] + alone[1]), orders[0])  # the order does not depend on the workers
+
+
+@settings(max_examples=15, deadline=None)
+@given(batch_size=st.integers(1, 70), segment=st.integers(5, 700), chunk=st.integers(1, 90), world=st.integers(1, 5), epoch=st.integers(0, 3))
+def test_the_plan_covers_every_entry_once(parquet, batch_size, segment, chunk, world, epoch):
+    ranks = [JetStream(parquet, batch_size=batch_size, segment=segment, chunk=chunk, rank=rank, world=world) for rank in range(world)]
+    pieces = [piece for stream in ranks for part in stream.plan(epoch) for piece in part]
+    entries = Counter((int(file), entry) for file, start, stop in pieces for entry in range(start, stop))
+    assert len(entries) == 600 and set(entries.values()) == {1}
+    for stream in ranks:
+        sizes = [sum(stop - start for _, start, stop in part) for part in stream.plan(epoch)]
+        assert len(sizes) == stream.segments and max(sizes) <= stream.batches * batch_size
+
+
+def test_length_buckets_and_mixed_classes(parquet):
+    stream = JetStream(parquet, batch_size=30, segment=300, chunk=5)
+    batches = list(stream)
+    assert all(len(set(batch["label"].tolist())) > 3 for batch in batches)
+    used = sum(batch["mask"].numel() for batch in batches)
+    order = Ragged.from_jets(read_jets(parquet))
+    plain = sum(order.pad(index)["mask"].size for index in np.array_split(np.random.default_rng(1).permutation(600), len(batches)))
+    assert used < 0.85 * plain
+
+
+def test_resuming_with_other_workers_and_across_epochs(parquet):
+    whole = JetStream(parquet, **OPTIONS)
+    expected = ids_of(whole) + ids_of(whole)
+    for stop in (1, 7, len(whole) - 1, len(whole), len(whole) + 3):
+        stream, found = JetStream(parquet, **OPTIONS), []
+        while len(found) < stop:
+            for batch in stream:
+                found.append(batch["id"].numpy().view(np.uint64))
+                if len(found) == stop:
+                    break
+        resumed = JetStream(parquet, workers=2 if stop == 7 else 0, **OPTIONS)
+        resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        while resumed.epoch < 2:
+            found += ids_of(resumed)
+        assert len(found) == len(expected) and all(np.array_equal(a, b) for a, b in zip(found, expected))
+
+
+def test_a_place_in_another_order_is_refused(parquet):
+    state = JetStream(parquet, **OPTIONS).state_dict()
+    with pytest.raises(OmnijetError, match=r"batch_size 32 \(here 16\)"):
+        JetStream(parquet, **{**OPTIONS, "batch_size": 16}).load_state_dict(state)
+    with pytest.raises(OmnijetError, match="rank 2 of 2"):
+        JetStream(parquet, rank=2, world=2)
+
+
+def test_streams_of_some_classes(parquet, tmp_path, columns):
+    labels = [label for batch in JetStream(parquet, classes=["TTBar", "ZJetsToNuNu"], **OPTIONS) for label in batch["label"].tolist()]
+    assert Counter(labels) == {0: 60, 8: 60}
+    write_columns(columns, tmp_path / "mixed.parquet")
+    labels = [label for batch in JetStream(tmp_path, classes=["TTBar", "ZJetsToNuNu"], **OPTIONS) for label in batch["label"].tolist()]
+    assert Counter(labels) == {0: 20, 8: 20}
+
+
+def test_a_damaged_file_ends_the_stream_of_a_worker_in_one_line(tmp_path, shards):
+    whole = bytearray((shards / "TTBar_120.parquet").read_bytes())
+    whole[200:3000] = bytes(2800)
+    (tmp_path / "TTBar_000.parquet").write_bytes(whole)
+    with pytest.raises(OmnijetError, match="TTBar_000.parquet: cannot be read"):
+        list(JetStream(tmp_path, workers=1))
+
+
+def test_lightning_trains_on_the_data_module_and_resumes_it(parquet, tmp_path):
+    import lightning
+
+    class Mean(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = torch.nn.Parameter(torch.zeros(3)), []
+
+        def training_step(self, batch):
+            self.seen.append(batch["id"].numpy().view(np.uint64))
+            return ((batch["x"] * batch["mask"][..., None]).sum(dim=1) - self.weight).square().mean()
+
+        def validation_step(self, batch):
+            self.log("val", batch["x"].mean())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-6)
+
+    def fit(steps, checkpoint=None):
+        model = Mean()
+        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                                    enable_model_summary=False, num_sanity_val_steps=0)
+        trainer.fit(model, data_module(parquet, val=parquet, **OPTIONS), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return model.seen
+
+    n = len(JetStream(parquet, **OPTIONS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = fit(2 * n)
+        begun = fit(7)
+        rest = fit(2 * n, tmp_path / "7.ckpt")
+    assert sorted(np.concatenate(whole[:n])) == sorted(read_jets(parquet).id.to_list())
+    assert len(begun + rest) == 2 * n and all(np.array_equal(a, b) for a, b in zip(whole, begun + rest))
+
+
+# Download
+
+class Zenodo(http.server.BaseHTTPRequestHandler):
+    "A record of one archive; `faults` says what goes wrong with each reply to a request for it."
+    archive, faults, ranges, requests, metadata = b"", [], True, [], None
+
+    def do_GET(self):
+        if self.path.startswith("/api/records/6619768/files/"):
+            return self.send_archive(self.faults.pop(0) if self.faults else None)
+        name = data.ARCHIVES["val"][0]
+        files = [{"key": name, "size": len(self.archive), "checksum": "md5:" + md5(self.archive).hexdigest(),
+                  "links": {"self": f"http://{self.headers['Host']}/api/records/6619768/files/{name}/content"}}]
+        self.reply(200, json.dumps({"files": files}).encode() if self.metadata is None else self.metadata)
+
+    def send_archive(self, fault):
+        asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(asked[1]) if asked and self.ranges else 0
+        self.requests.append(start)
+        if isinstance(fault, int):
+            return self.reply(fault, b"no")
+        body = bytearray(self.archive[start:])
+        if fault == "wrong byte":
+            body[len(body) // 2] ^= 1
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if fault == "break" else body)
+
+    def reply(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def zenodo(shards):
+    "A server on this machine with an archive of four JetClass files; (base address, handler)."
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path in sorted(shards.glob("HTo*.root")):
+            tar.add(path, arcname=f"val_5M/{path.name}")
+    handler = type("Handler", (Zenodo,), {"archive": buffer.getvalue(), "faults": [], "requests": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetch(zenodo, out, **options):
+    return download("val", out, base_url=zenodo[0], wait=0.001, timeout=5, progress=False, **options)
+
+
+def assert_complete(files, out, shards):
+    assert len(files) == 5 and not list(out.glob("JetClass*"))
+    assert all(path.read_bytes() == (shards / path.name).read_bytes() for path in files)
+    assert len(read_jets(out)) == 300
+
+
+def test_download(zenodo, tmp_path, shards):
+    assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)
+    assert len(fetch(zenodo, tmp_path)) == 5 and zenodo[1].requests == [0]  # complete: not asked for again
+    (tmp_path / "val_5M" / "HToBB_121.root").unlink()
+    assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)
+
+
+def test_download_goes_on_where_the_connection_broke_off(zenodo, tmp_path, shards):
+    base, handler = zenodo
+    handler.faults[:] = ["break", "break", 503]
+    assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)
+    n = len(handler.archive)
+    assert handler.requests == [0, n // 2, n // 2 + (n - n // 2) // 2, n // 2 + (n - n // 2) // 2]
+
+
+def test_download_goes_on_in_the_next_call(zenodo, tmp_path, shards):
+    base, handler = zenodo
+    handler.faults[:] = ["break", 500]
+    with pytest.raises(OmnijetError, match="goes on there"):
+        fetch(zenodo, tmp_path, retries=0)
+    assert not list(tmp_path.rglob("*.root"))
+    assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)
+    assert handler.requests[-1] == len(handler.archive) // 2
+
+
+def test_download_from_a_server_without_ranges(zenodo, tmp_path, shards):
+    zenodo[1].faults[:], zenodo[1].ranges = ["break"], False
+    assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)
+
+
+def test_download_of_a_wrong_byte(zenodo, tmp_path, shards):
+    zenodo[1].faults[:] = ["wrong byte"]
+    with pytest.raises(OmnijetError, match=r"JetClass_Pythia_val_5M.tar: md5 checksum \w+, expected \w+; it was removed"):
+        fetch(zenodo, tmp_path)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+    assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)
+
+
+def test_download_refused(zenodo, tmp_path, monkeypatch):
+    base, handler = zenodo
+    handler.faults[:] = [404]
+    with pytest.raises(OmnijetError, match="the server answers 404"):
+        fetch(zenodo, tmp_path)
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(OmnijetError, match="needs .* GB to fetch and unpack"):
+        fetch(zenodo, tmp_path)
+    for metadata in (b"<html>", b"{}", b'{"files": [{"key": 1}]}'):
+        handler.metadata = metadata
+        with pytest.raises(OmnijetError, match="not the metadata of a record"):
+            fetch(zenodo, tmp_path)
+    handler.metadata = b'{"files": []}'
+    with pytest.raises(OmnijetError, match="no file JetClass_Pythia_val_5M.tar"):
+        fetch(zenodo, tmp_path)
+    with pytest.raises(OmnijetError, match="no answer"):
+        download("val", tmp_path, base_url="http://127.0.0.1:9", progress=False)
+    with pytest.raises(OmnijetError, match="cannot be written"):
+        (tmp_path / "file").write_text("")
+        handler.metadata = None
+        fetch(zenodo, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("name, kind", [("../outside.root", tarfile.REGTYPE), ("/tmp/outside.root", tarfile.REGTYPE), ("a/../../x.root", tarfile.REGTYPE),
+                                        ("link.root", tarfile.SYMTYPE), ("hard.root", tarfile.LNKTYPE), ("fifo.root", tarfile.FIFOTYPE)])
+def test_archives_that_reach_out_of_the_folder(zenodo, tmp_path, name, kind):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        good = tarfile.TarInfo("val_5M/good.root")
+        tar.addfile(good, io.BytesIO())
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member, io.BytesIO())
+    zenodo[1].archive = buffer.getvalue()
+    with pytest.raises(OmnijetError, match="nothing was unpacked"):
+        fetch(zenodo, tmp_path / "out")
+    assert not list(tmp_path.rglob("*.root")) and not Path("/tmp/outside.root").exists()
+
+
+# The run folder
+
+def test_tokens(tmp_path):
+    tokens = ak.Array([[5, 511, 0], [], [7]])
+    write_tokens(tokens, tmp_path / "a.parquet", label=[1, 2, 3], id=np.array([2**63, 1, 0], np.uint64), codebook_size=512)
+    table = read_tokens(tmp_path)
+    assert table.tokens.to_list() == tokens.to_list() and table.id.to_list() == [2**63, 1, 0] and table.label.to_list() == [1, 2, 3]
+    assert read_metadata(tmp_path / "a.parquet") == {"codebook_size": 512}
+    write_tokens(tokens, tmp_path / "b" / "plain.parquet")
+    assert read_tokens(tmp_path / "b").fields == ["tokens"]
+    with pytest.raises(OmnijetError, match=r"no branch part_px.*\(has: tokens, label, id\)"):
+        read_jets(tmp_path / "a.parquet")
+    write_columns(ak.Array([{"label_QCD": True}]), tmp_path / "c.parquet")
+    with pytest.raises(OmnijetError, match="c.parquet: no branch tokens"):
+        read_tokens(tmp_path / "c.parquet")
+
+
+def test_results(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"preset": "smoke", "chapters": {"01_vqvae": {"seconds": 3.0, "numbers": {}}}}))
+    record(tmp_path, "01_vqvae", {"σ": number(np.float32(8.5), np.nan, "GeV", np.int64(300), paper=8.3)})
+    record(tmp_path, "01_vqvae", {"AUC": number(0.57)})
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["preset"] == "smoke" and results["chapters"]["01_vqvae"]["seconds"] == 3.0
+    assert results["chapters"]["01_vqvae"]["numbers"] == {
+        "σ": {"value": 8.5, "error": None, "unit": "GeV", "n_jets": 300, "paper": 8.3},
+        "AUC": {"value": 0.57, "error": None, "unit": "", "n_jets": None, "paper": None}}
+    table = show(results["chapters"]["01_vqvae"]["numbers"] | {"<b>": number(float("inf"), paper="84 %")}).data
+    assert "8.5" in table and "84 %" in table and "&lt;b&gt;" in table and "—" in table
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(OmnijetError, match="results.json: cannot be read"):
+        record(tmp_path, "01_vqvae", {})
+    with pytest.raises(OmnijetError, match="run chapter 03_gpt first"):
+        need(tmp_path, "backbone", chapter="03_gpt")
