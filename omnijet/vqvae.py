@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'NormFormerBlock', 'NormFormer', 'MLP', 'VQVAE',
            'BinnedTokenizer', 'find_pretrained', 'read_config', 'save_model', 'load_weights', 'load_tokenizer',
-           'read_gabbro', 'tokenize_files', 'new_tokenizer', 'mass_resolution', 'begin']
+           'read_gabbro', 'tokenize_files', 'bench', 'new_tokenizer', 'mass_resolution', 'begin']
 
 # %% ../nbs/01_vqvae.ipynb #7a093807
 import json
 import re
+import time
 from pathlib import Path
 
 import awkward as ak
@@ -673,6 +674,141 @@ def tokenize_files(
         written.append(Path(out, f"{process}.parquet"))
         write_tokens(tokens, written[-1], label=label, id=id, tokenizer=str(name), codebook_size=tokenizer.codebook_size)
     return written
+
+# %% ../nbs/01_vqvae.ipynb #325509c1
+class _PaddedBlock(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x, mask):
+        x = x * mask[..., None]
+        y = self.norm1(x)
+        x = x + self.norm2(self.attention(y, y, y, key_padding_mask=~mask)[0])
+        return x + self.mlp(x)
+
+
+class _PaddedVQVAE(nn.Module):
+    "The yardstick of `bench`: the conditional VQ-VAE without any care for padding."
+
+    def __init__(self, codebook_size, width, blocks, heads, latent=4):
+        super().__init__()
+        self.into, self.out = nn.Linear(3, width), nn.Linear(width, 3)
+        self.down, self.up = nn.Linear(width, latent), nn.Linear(latent, width)
+        self.encoder, self.decoder = (nn.ModuleList([_PaddedBlock(width, heads) for _ in range(blocks)]) for _ in range(2))
+        self.codebook = nn.Embedding(codebook_size, latent)
+        self.scaling = FeatureScaling()
+
+    def codes(self, x, mask):
+        x = self.into(x)
+        for block in self.encoder:
+            x = block(x, mask)
+        z = self.down(x)                                                            # (B, 128, F)
+        return z, torch.cdist(z.detach().flatten(0, 1), self.codebook.weight.detach()).topk(1, largest=False)[1].view(z.shape[:-1])
+
+    def loss(self, batch):
+        x, mask = self.scaling.scale(batch["x"]), batch["mask"]
+        z, codes = self.codes(x, mask)
+        e = self.codebook(codes)
+        y = self.up(z + (e - z).detach())
+        for block in self.decoder:
+            y = block(y, mask)
+        return {"loss": (self.out(y) - x)[mask].square().mean() + F.mse_loss(z, e.detach()) + F.mse_loss(z.detach(), e)}
+
+# %% ../nbs/01_vqvae.ipynb #7c0a0655
+def _train_rate(model, sequences, batch_size, least, length=None, precision=None, compile=False):
+    "Jets a second of training steps, at least `least` seconds long."
+    optimizer, where = torch.optim.AdamW(model.parameters(), 1e-3), next(model.parameters()).device
+    step, n_jets, begun = torch.compile(model.loss) if compile else model.loss, 0, None
+    for epoch in range(1_000_000):
+        for batch in batches(sequences, batch_size, shuffle=True, epoch=epoch, device=where):
+            if length:
+                batch = {"x": F.pad(batch["x"], (0, 0, 0, length - batch["x"].shape[1])), "mask": F.pad(batch["mask"], (0, length - batch["mask"].shape[1]))}
+            with torch.autocast(where.type, dtype=precision or torch.float32, enabled=precision is not None):
+                loss = step(batch)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if where.type == "cuda":
+                torch.cuda.synchronize()
+            if begun is None:                                                        # the first step starts things up
+                begun = time.perf_counter()
+                continue
+            n_jets += len(batch["mask"])
+            if time.perf_counter() - begun > least:
+                return n_jets / (time.perf_counter() - begun)
+
+
+def _rate(function, sequences, least):
+    "Jets a second of `function(n)`, which handles the first n sequences: n grows until it takes `least` seconds."
+    n = 32
+    function(n)
+    while True:
+        begun = time.perf_counter()
+        function(n)
+        seconds = time.perf_counter() - begun
+        if seconds > least or n >= len(sequences):
+            return n / seconds
+        n = min(len(sequences), max(2 * n, int(1.2 * n * least / max(seconds, 1e-3))))
+
+# %% ../nbs/01_vqvae.ipynb #77852810
+def bench(
+    codebook_size: int = 8192,
+    width: int = 128,
+    blocks: int = 4,
+    heads: int = 8,
+    batch_size: int = 64,     # jets of a training step
+    least: float = 8.0,       # seconds each measurement takes at least
+) -> dict:                    # jets/s of each, and the ratios
+    "Throughput of the conditional VQ-VAE against the straightforward implementation, on this machine, on the sample jets of all classes."
+    from omnijet.data import sample_jets
+
+    jets, where, result = sample_jets(), device(), {}
+    jets = jets[np.random.default_rng(1).permutation(len(jets))]
+    sequences = Ragged.from_jets(jets)
+    torch.manual_seed(1)
+    ours = VQVAE(codebook_size, width=width, blocks=blocks, heads=heads).to(where)
+    padded = _PaddedVQVAE(codebook_size, width, blocks, heads).to(where)
+    result["train, padded + cdist"] = _train_rate(padded, sequences, batch_size, least, length=MAX_CONSTITUENTS)
+    result["train, omnijet"] = _train_rate(ours, sequences, batch_size, least)
+
+    def encode_padded(n):
+        with torch.inference_mode():
+            for start in range(0, n, 256):
+                batch = sequences.pad(slice(start, min(start + 256, n)), MAX_CONSTITUENTS)
+                x, mask = (torch.from_numpy(batch[key]).to(where) for key in ("x", "mask"))
+                padded.codes(padded.scaling.scale(x), mask)[1].cpu()
+
+    result["encode, padded + cdist"] = _rate(encode_padded, sequences, least)
+    result["encode, omnijet"] = _rate(lambda n: ours.encode(jets[:n]), sequences, least)
+    if where.type == "cuda":
+        for compile in (False, True):
+            result[f"train, omnijet, bf16{', compiled' if compile else ''}"] = _train_rate(
+                ours, sequences, 512, least, precision=torch.bfloat16, compile=compile)
+    for task in ("train", "encode"):
+        result[f"ratio, {task}"] = result[f"{task}, omnijet"] / result[f"{task}, padded + cdist"]
+    result["share of the codebook search in a training step"] = _search_share(ours, sequences, batch_size, result["train, omnijet"])
+    print(f"conditional VQ-VAE, {codebook_size} codes, width {width}, {blocks} + {blocks} blocks, {where}, {torch.get_num_threads()} threads")
+    for name, value in result.items():
+        print(f"  {name:55s} {value:10.2f}{'' if name.startswith(('ratio', 'share')) else ' jets/s'}")
+    return result
+
+
+def _search_share(model, sequences, batch_size, rate):
+    "Seconds that `nearest` takes of those of a training step."
+    batch = next(batches(sequences, batch_size, device=next(model.parameters()).device))
+    with torch.inference_mode():
+        z = model.encoder(model.scaling.scale(batch["x"]), batch["mask"])[batch["mask"]]
+        codebook = model.quantizer.get_codebook()
+        seconds = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            nearest(z, codebook)[0].item()
+            seconds.append(time.perf_counter() - begun)
+    per_constituent = min(seconds) / len(z)
+    return per_constituent * sequences.lengths.mean() * rate
 
 # %% ../nbs/01_vqvae.ipynb #00ae088c
 def new_tokenizer(
