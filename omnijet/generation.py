@@ -284,5 +284,5 @@ def compare_pairs(pairs:dict,           # {model: {label of the truth: observabl
     for row, (model, values) in enumerate(pairs.items()):
         for column, name in enumerate(names):
             axes = grid[row, column].subgridspec(2, 1, height_ratios=[3, 1], hspace=0.06).subplots(sharex=True)
-            compare({label: v[name] for label, v in values.items()}, None, BINS[name], OBSERVABLES[name], ax=axes, legend=column == 0)
+            compare({label: v[name] for label, v in values.items()}, None, BINS[name], OBSERVABLES[name], ax=axes, legend=column == 0, title=model if column == 1 else "")
     return fig

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Vocabulary', 'Cache', 'Attention', 'Block', 'Backbone', 'next_token_loss', 'uniforms', 'sample', 'GenerativeModel',
-           'generate', 'from_gabbro', 'surprise', 'perplexity', 'perplexity_by_position', 'load_tokens']
+           'generate', 'from_gabbro', 'surprise', 'perplexity', 'perplexity_by_position', 'load_tokens',
+           'bench_training', 'bench_generation', 'bench']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
 import json, math, time
@@ -358,3 +359,114 @@ def load_tokens(run_dir, split:str, # "train", "val" or "test"
     tokens = Ragged.from_tokens(table[np.isin(ak.to_numpy(table.label), wanted)])
     if not len(tokens): raise OmnijetError(f"{Path(run_dir) / 'tokens' / split}: no jets of {', '.join(CLASSES[i] for i in wanted)}")
     return tokens
+
+# %% ../nbs/03_gpt.ipynb #06724869
+def _plain_scores(model, tokens, mask=None):
+    "Scores (B, L, V) by written-out attention; tokens (B, L), mask (B, L)."
+    x, L = model.backbone.embedding(tokens), tokens.shape[1]
+    allowed = torch.ones(L, L, dtype=torch.bool, device=tokens.device).tril()
+    if mask is not None: allowed = allowed & mask[:, None, None, :]                # (B, 1, L, L)
+    for block in model.backbone.blocks:
+        q, k, v = (a.unflatten(-1, (model.backbone.heads, -1)).transpose(1, 2) for a in block.attention.qkv(x).chunk(3, -1))   # (B, H, L, W/H)
+        share = (q @ k.transpose(2, 3) * k.shape[-1] ** -0.5).masked_fill(~allowed, -math.inf).softmax(-1)                     # (B, H, L, L)
+        x = block.norm1(x + block.attention.project((share @ v).transpose(1, 2).flatten(2)))
+        x = block.norm2(x + block.mlp(x))
+    return model.head(x)
+
+def _plain_loss(model, batch):
+    "The loss over all of 128 positions, padding included."
+    read, targets, real = model.vocabulary.sequences(batch["x"], batch["mask"])
+    read, targets, real = (a[:, :128] for a in (read, targets, real))
+    return F.cross_entropy(_plain_scores(model, read, real).flatten(0, 1).float(), targets.flatten())
+
+@torch.inference_mode()
+def _plain_generate(model, n):
+    "128 tokens for each of `n` jets, the whole sequence read again for each; what follows a stop token is cut afterwards."
+    tokens = torch.zeros(n, 1, dtype=torch.long, device=model.head.weight.device)
+    for _ in range(128):
+        chances = _plain_scores(model, tokens)[:, -1, 1:].float().softmax(-1)
+        tokens = torch.cat([tokens, torch.multinomial(chances, 1) + 1], 1)
+    return tokens
+
+# %% ../nbs/03_gpt.ipynb #30193b41
+def _seconds(function, device, repeats:int=1) -> float:
+    "The shortest of `repeats` times of `function`, a GPU's work included."
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda": torch.cuda.synchronize()
+        begun = time.perf_counter()
+        function()
+        if device.type == "cuda": torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+def _flops(model, positions:int, length:float) -> float:
+    "Floating-point operations of reading `positions` tokens of sequences of mean `length`: two a weight, and causal attention."
+    weights = sum(p.numel() for p in model.parameters()) - model.backbone.embedding.weight.numel()
+    return positions * (2 * weights + 2 * length * model.backbone.width * len(model.backbone.blocks))
+
+def _matrix_rate(where, dtype) -> float:
+    "Floating-point operations a second of one large matrix product, the most the device can give."
+    n = 8192 if where.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=where, dtype=dtype) for _ in range(2))
+    a @ b
+    return 2 * n ** 3 / _seconds(lambda: a @ b, where, repeats=3)
+
+def _bench_model(where, lengths) -> GenerativeModel:
+    "The paper's size, untrained, its stop token as frequent as real jets' are."
+    torch.manual_seed(1)
+    model = GenerativeModel(codebook_size=8192)
+    with torch.no_grad(): model.head.bias[-1] = math.log(8192 / lengths.mean())
+    return model.to(where)
+
+def bench_training(where, dtype, lengths, batch_size:int, steps:int) -> dict:
+    "Jets a second of forward, backward and Adam, here and in the plain implementation."
+    data = Ragged(np.random.default_rng(1).integers(0, 8192, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
+    ours = [batch for batch, _ in zip(batches(data, batch_size, shuffle=True, device=where), range(steps))]
+    padded = [{k: torch.from_numpy(v).to(where) for k, v in data.pad(slice(0, batch_size), length=128).items()}]
+    model = _bench_model(where, lengths)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    def train_on(batches, loss):
+        for batch in batches:
+            with torch.autocast(where.type, torch.bfloat16, enabled=dtype == torch.bfloat16): value = loss(batch)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    def rate(batches, loss):                                                       # jets/s
+        train_on(batches[:2], loss)                                                # warm up
+        return sum(len(b["mask"]) for b in batches) / _seconds(lambda: train_on(batches, loss), where)
+    if where.type == "cuda": torch.cuda.reset_peak_memory_stats()
+    result = {"training [jets/s]": rate(ours, lambda batch: model.loss(batch)["loss"])}
+    if where.type == "cuda": result["training, peak memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
+    jets, positions = sum(len(b["mask"]) for b in ours), sum(int(b["mask"].sum()) + len(b["mask"]) for b in ours)
+    result["training, share of the device's matrix rate"] = 3 * _flops(model, positions, positions / jets) / jets * result["training [jets/s]"] / _matrix_rate(where, dtype)
+    result["plain training [jets/s]"] = rate(padded, lambda batch: _plain_loss(model, batch))
+    return result | {"training, ratio": result["training [jets/s]"] / result["plain training [jets/s]"]}
+
+def bench_generation(where, dtype, lengths, n:int, plain_n:int) -> dict:
+    "Jets a second, here and in the plain implementation."
+    model = _bench_model(where, lengths).to(dtype).eval()
+    model.generate(min(n, 64), progress=False)                                     # warm up
+    if where.type == "cuda": torch.cuda.reset_peak_memory_stats()
+    made = []
+    result = {"generation [jets/s]": n / _seconds(lambda: made.append(model.generate(n, progress=False)), where)}
+    if where.type == "cuda": result["generation, peak memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
+    mean = float(ak.mean(ak.num(made[0])))
+    result["generation, mean constituents"] = mean
+    result["generation, share of the device's matrix rate"] = _flops(model, 1 + mean, 1 + mean) * result["generation [jets/s]"] / _matrix_rate(where, dtype)
+    result["plain generation [jets/s]"] = plain_n / _seconds(lambda: _plain_generate(model, plain_n), where)
+    return result | {"generation, ratio": result["generation [jets/s]"] / result["plain generation [jets/s]"]}
+
+def bench(where=None) -> dict: # where: a torch device; None: the best there is
+    "Speed of training and generation against the plain implementation at the paper's size; prints and returns it."
+    from omnijet.data import sample_jets
+    where = device() if where is None else torch.device(where)
+    lengths = ak.to_numpy(ak.num(sample_jets(["ZJetsToNuNu", "TTBar"]).constituents.pt))
+    gpu = where.type == "cuda"
+    print(f"{torch.cuda.get_device_name(where) if gpu else f'CPU, {torch.get_num_threads()} threads'}; real jets have {lengths.mean():.1f} constituents")
+    result = {}
+    for dtype in (torch.float32, torch.bfloat16) if gpu else (torch.float32,):
+        found = bench_training(where, dtype, lengths, *((512, 40) if gpu else (64, 6))) | bench_generation(where, dtype, lengths, *((65536, 256) if gpu else (512, 8)))
+        for name, value in found.items(): print(f"{str(dtype)[6:]:9} {name:55} {value:12.4g}")
+        result |= {f"{str(dtype)[6:]}: {name}": value for name, value in found.items()}
+    return result

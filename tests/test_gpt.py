@@ -1,7 +1,6 @@
 """The backbone against the reference implementation, exact generation, and bad input."""
 import math
 import os
-from pathlib import Path
 
 import awkward as ak
 import numpy as np
@@ -13,16 +12,12 @@ from scipy.stats import chisquare
 from omnijet.data import OmnijetError, Ragged
 from omnijet.gpt import Cache, GenerativeModel, Vocabulary, load_tokens, next_token_loss, sample, surprise, uniforms
 
-GOLDEN = Path(os.environ.get("OMNIJET_TEST_GOLDEN", Path(__file__).parent / "golden"))
-
 
 @pytest.fixture(scope="module")
-def golden():
-    if not (GOLDEN / "gabbro_generative.ckpt").exists():
-        pytest.skip(f"no gabbro_generative.ckpt in {GOLDEN} (set OMNIJET_TEST_GOLDEN)")
-    with np.load(GOLDEN / "gabbro_generative_io.npz") as file:
+def reference(golden):
+    with np.load(golden / "gabbro_generative_io.npz") as file:
         numbers = {name: torch.from_numpy(file[name]) for name in file}
-    return GenerativeModel.from_gabbro(GOLDEN / "gabbro_generative.ckpt"), numbers
+    return GenerativeModel.from_gabbro(golden / "gabbro_generative.ckpt"), numbers
 
 
 def small(codebook_size=30, seed=1, **sizes):
@@ -39,8 +34,8 @@ def as_batch(data, **options):
     return {name: torch.from_numpy(values) for name, values in data.pad(**options).items()}
 
 
-def test_golden_full_forward(golden):
-    model, numbers = golden
+def test_golden_full_forward(reference):
+    model, numbers = reference
     real = numbers["mask"].bool()
     with torch.inference_mode():
         embeddings, logits = model.backbone(numbers["tokens"]), model(numbers["tokens"])
@@ -48,8 +43,8 @@ def test_golden_full_forward(golden):
     assert (logits - numbers["logits"])[real].abs().max() < 1e-4
 
 
-def test_golden_through_the_cache(golden):
-    model, numbers = golden
+def test_golden_through_the_cache(reference):
+    model, numbers = reference
     tokens, real = numbers["tokens"], numbers["mask"].bool()
     cache = Cache(model.backbone, *tokens.shape)
     with torch.inference_mode():

@@ -1,0 +1,193 @@
+"""Files of generated jets, the judges, and bad input."""
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import entropy, wasserstein_distance
+
+from omnijet.data import OmnijetError, Ragged, read_jets, read_metadata, read_tokens
+from omnijet.generation import (FlowMatching, auc_with_error, classifier_test, generate_files, mixture, nearest_distance, pt_map, quantile_kl,
+                                share_of_copies, w1, w1_with_error)
+from omnijet.gpt import GenerativeModel
+from omnijet.vqvae import BinnedTokenizer
+
+
+@pytest.fixture
+def tokenizer(): return BinnedTokenizer(bins=(3, 3, 3))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(1)
+    return GenerativeModel(27, width=16, blocks=1, heads=2).eval()
+
+
+def random_jets(n, seed=1, scale=1.0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 30, n)
+    total = lengths.sum()
+    content = np.stack([scale * rng.exponential(20, total) + 1, *rng.normal(0, 0.15, (2, total)).clip(-0.79, 0.79)], 1)
+    return Ragged(content.astype(np.float32), np.concatenate([[0], np.cumsum(lengths)])).to_constituents()
+
+
+def test_files_are_the_jets_of_the_seed(model, tokenizer, tmp_path):
+    files = generate_files(model, tmp_path, 25, tokenizer=tokenizer, seed=4, shard_size=10, progress=False)
+    assert [f.name for f in files] == ["generated_00000.parquet", "generated_00001.parquet", "generated_00002.parquet"]
+    written, expected = ak.concatenate([ak.from_parquet(f) for f in files]), model.generate(25, seed=4, progress=False)
+    assert ak.all(written.tokens == expected) and ak.all(read_tokens(tmp_path).tokens == expected)
+    decoded = tokenizer.decode(expected)
+    assert np.allclose(ak.flatten(np.hypot(written.part_px, written.part_py)), ak.flatten(decoded.pt), rtol=1e-5)
+    assert np.allclose(ak.flatten(np.arctan2(written.part_py, written.part_px)), ak.flatten(decoded.phi_rel), atol=1e-6)
+    assert np.allclose(ak.flatten(np.arcsinh(written.part_pz / np.hypot(written.part_px, written.part_py))), ak.flatten(decoded.eta_rel), atol=1e-5)
+
+
+def test_files_of_a_class_are_jetclass_files(tokenizer, tmp_path):
+    torch.manual_seed(1)
+    model = GenerativeModel(27, width=16, blocks=1, heads=2, classes=10).eval()
+    generate_files(model, tmp_path, 10, tokenizer=tokenizer, jet_class="TTBar", progress=False)
+    jets = read_jets(tmp_path)
+    assert ak.all(jets.label == 8) and len(jets) == 10
+    expected = tokenizer.decode(model.generate(10, jet_class="TTBar", progress=False))
+    assert np.allclose(ak.sum(jets.constituents.pt, axis=1), ak.sum(expected.pt, axis=1), rtol=1e-4)
+
+
+def test_interrupted_and_continued(model, tmp_path, monkeypatch):
+    whole = generate_files(model, tmp_path / "whole", 30, shard_size=10, progress=False)
+    calls, generate = [], GenerativeModel.generate
+
+    def interrupted(self, n, *rest, **options):
+        calls.append(options["first"])
+        if len(calls) == 3: raise KeyboardInterrupt
+        return generate(self, n, *rest, **options)
+
+    monkeypatch.setattr(GenerativeModel, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate_files(model, tmp_path / "parts", 30, shard_size=10, progress=False)
+    assert len(list((tmp_path / "parts").iterdir())) == 2
+    files = generate_files(model, tmp_path / "parts", 30, shard_size=10, progress=False)
+    assert calls == [0, 10, 20, 20]
+    assert [f.read_bytes() for f in files] == [f.read_bytes() for f in whole]
+
+
+def test_asked_for_more_later(model, tmp_path):
+    generate_files(model, tmp_path, 12, shard_size=10, progress=False)
+    generate_files(model, tmp_path, 18, shard_size=10, progress=False)
+    assert ak.all(read_tokens(tmp_path).tokens == model.generate(18, progress=False))
+    assert read_metadata(tmp_path / "generated_00001.parquet")["n"] == 8
+
+
+def test_other_settings_in_the_folder(model, tmp_path):
+    generate_files(model, tmp_path, 5, seed=1, progress=False)
+    with pytest.raises(OmnijetError, match="seed 1 instead of 2"):
+        generate_files(model, tmp_path, 5, seed=2, progress=False)
+    with torch.no_grad(): model.head.bias[3] += 1
+    with pytest.raises(OmnijetError, match="weights"):
+        generate_files(model, tmp_path, 5, seed=1, progress=False)
+
+
+def test_tokenizer_that_does_not_fit(model, tmp_path):
+    with pytest.raises(OmnijetError, match="64 codes, the model was trained on tokens of 27"):
+        generate_files(model, tmp_path, 5, tokenizer=BinnedTokenizer(bins=(4, 4, 4)), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
+def test_cuda_where_there_is_none(model, tmp_path):
+    with pytest.raises(OmnijetError, match="no CUDA GPU"):
+        generate_files(model, tmp_path, 5, device="cuda", progress=False)
+
+
+@pytest.mark.parametrize("options,words", [({"n": -3}, "negative"), ({"temperature": -1}, "temperature"), ({"top_k": 99}, "top_k"), ({"jet_class": "TTBar"}, "class tokens")])
+def test_bad_options(model, tmp_path, options, words):
+    with pytest.raises(OmnijetError, match=words):
+        generate_files(model, tmp_path, **{"n": 5, "progress": False, **options})
+
+
+def test_no_jets(model, tmp_path):
+    assert generate_files(model, tmp_path, 0, progress=False) == []
+
+
+def test_missing_model(tmp_path):
+    with pytest.raises(OmnijetError, match="nosuch"):
+        generate_files(tmp_path / "nosuch", tmp_path / "out", 5, progress=False)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.lists(st.floats(-100, 100), min_size=1, max_size=30))
+def test_w1_agrees_with_scipy(a, b):
+    assert w1(a, b) == pytest.approx(wasserstein_distance(a, b), abs=1e-9)
+
+
+def test_w1_errors():
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0, 1, 10_000), rng.normal(0.5, 1, 8000)
+    floor, distance = w1_with_error(a), w1_with_error(a, b)
+    assert floor[0] < 0.06 and abs(distance[0] - 0.5) < 0.06 and 0 < distance[1] < 0.05
+
+
+def test_quantile_kl_is_the_entropy_of_quantile_histograms():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=5000), rng.normal(0.3, 1.2, 4000)
+    edges = np.quantile(a, np.linspace(0.001, 0.999, 30))
+    expected = entropy(*(np.histogram(x, edges, density=True)[0] + 1e-8 for x in (a, b)))
+    assert quantile_kl(a, b) == pytest.approx(expected)
+
+
+def test_auc_with_its_error():
+    "The spread of the AUC over repeated samples is what the error says."
+    rng, positive = np.random.default_rng(5), np.arange(400) < 150
+    found = np.array([auc_with_error(rng.normal(size=400) + 0.8 * positive, positive) for _ in range(3000)])
+    assert found[:, 0].mean() == pytest.approx(0.7142, abs=0.002)            # Φ(0.8/√2)
+    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.06)
+
+
+def test_classifier_test_sees_a_difference_and_none_where_there_is_none():
+    options = dict(epochs=10, lr=1e-2, batch_size=64, progress=False)
+    same = classifier_test(random_jets(400, 1), random_jets(400, 2), **options)
+    other = classifier_test(random_jets(400, 1), random_jets(400, 2, scale=2.0), **options)
+    assert abs(same["auc"] - 0.5) < 4 * same["error"] and other["auc"] > 0.7
+    assert same["n_jets"] == 160
+
+
+def test_classifier_test_needs_jets():
+    with pytest.raises(OmnijetError, match="at least 10"):
+        classifier_test(random_jets(5), random_jets(50), progress=False)
+
+
+def test_nearest_distances():
+    jets = random_jets(40)
+    assert (nearest_distance(jets, jets) < 1e-6).all()
+    a, b = pt_map(jets[:3]), pt_map(jets[3:5])
+    expected = 0.5 * np.abs(a[:, None] - b).sum(-1).min(1)
+    assert nearest_distance(jets[:3], jets[3:5]) == pytest.approx(expected, abs=1e-6)
+    far = ak.zip({"pt": [[10.0]], "eta_rel": [[0.75]], "phi_rel": [[-0.75]]})
+    near = ak.zip({"pt": [[20.0]], "eta_rel": [[0.0]], "phi_rel": [[0.0]]})
+    assert nearest_distance(far, near) == pytest.approx([1.0])
+
+
+def test_copies():
+    training = Ragged(np.array([1, 2, 3, 4, 5, 6]), [0, 3, 4, 6])
+    assert share_of_copies(ak.Array([[1, 2, 3], [1, 2], [4], [5, 6, 6]]), training) == 0.5
+
+
+def test_mixture():
+    label = np.repeat([0, 3, 8], [100, 40, 10])
+    chosen = mixture(label, np.repeat([0, 8], [900, 100]), 1000)
+    assert len(set(chosen)) == len(chosen) == 100 and (label[chosen] == 8).sum() == 10 and (label[chosen] != 3).all()
+
+
+def test_flow_matching_learns_a_narrow_distribution():
+    "All jets have 6 constituents at the same place and p_T: so have the drawn ones, nearly."
+    rng = np.random.default_rng(1)
+    content = np.stack([np.exp(rng.normal(3, 0.1, 3000)), rng.normal(0.3, 0.02, 3000), rng.normal(-0.2, 0.05, 3000)], 1).astype(np.float32)
+    data = Ragged(content, np.arange(0, 3001, 6))
+    from omnijet.training import TrainingConfig, train
+    torch.manual_seed(1)
+    flow = FlowMatching(width=32, layers=1).learn_scale(data)
+    train(flow, data, config=TrainingConfig(epochs=12, batch_size=50, lr=3e-3), progress=False)
+    jets = flow.generate(200, steps=20)
+    assert ak.all(ak.num(jets) == 6)
+    drawn = np.stack([ak.to_numpy(ak.flatten(np.log(jets.pt))), ak.to_numpy(ak.flatten(jets.eta_rel)), ak.to_numpy(ak.flatten(jets.phi_rel))], 1)
+    assert np.allclose(drawn.mean(0), [3, 0.3, -0.2], atol=[0.04, 0.01, 0.02]) and np.allclose(drawn.std(0), [0.1, 0.02, 0.05], rtol=0.3)
