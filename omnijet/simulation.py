@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'QUARKS', 'LEPTONS', 'TOP_PAIRS', 'PROCESSES', 'RADIUS', 'HALF_LENGTH', 'FIELD', 'BENDING',
-           'FORWARD', 'ENDCAP', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH', 'Process',
-           'start_pythia', 'Particles', 'stable_particles', 'propagate', 'tracking_efficiency', 'Calorimeter',
-           'log_normal', 'energy_flow', 'detect', 'cluster', 'directions', 'decay_partons', 'truth_matched',
-           'jetclass_columns', 'stream', 'simulate', 'Shard', 'make_shard', 'simulate_files']
+           'FORWARD', 'ENDCAP', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH', 'SPLITS',
+           'Process', 'start_pythia', 'Particles', 'stable_particles', 'propagate', 'tracking_efficiency',
+           'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'cluster', 'directions', 'decay_partons',
+           'truth_matched', 'jetclass_columns', 'stream', 'simulate', 'Shard', 'make_shard', 'simulate_files', 'bench',
+           'shapes', 'two_sample_auc']
 
 # %% ../nbs/00a_simulation.ipynb #0277b00f
 import itertools
@@ -142,7 +143,7 @@ def stable_particles(
     charge = np.array([charge_of(int(one)) for one in kinds])[kind]
     mass = np.maximum(ak.to_numpy(flat.m)[keep], 0)
     vertex = flat.vProd[keep]  # in mm; missing: the interaction point
-    x, y, z = (ak.to_numpy(ak.fill_none(vertex[axis], 0.0)) * 1e-3 for axis in ("px", "py", "pz"))
+    x, y, z = (np.ma.filled(ak.to_numpy(vertex[axis]), 0.0) * 1e-3 for axis in ("px", "py", "pz"))
     return Particles(event, pdg, charge, pt, np.arcsinh(ak.to_numpy(flat.p.pz)[keep] / pt), np.arctan2(py, px), mass, x, y, z)
 
 # %% ../nbs/00a_simulation.ipynb #c42baaa0
@@ -421,7 +422,7 @@ def jetclass_columns(
     return ak.zip(columns, depth_limit=1)
 
 # %% ../nbs/00a_simulation.ipynb #2db7381c
-BATCH = 100  # events at a time
+BATCH = 50  # events at a time
 
 
 def stream(
@@ -476,11 +477,12 @@ class Shard:
     index: int
     settings: tuple = ()
     mantissa_bits: int = 23
+    command: str = ""  # that made it
 
     def facts(self):
         "What decides the jets, as the file tells it."
         facts = asdict(self) | {"settings": list(self.settings)}
-        del facts["path"]
+        del facts["path"], facts["command"]
         return facts
 
     def is_done(self):
@@ -496,14 +498,13 @@ class Shard:
 
 def make_shard(
     shard: Shard,
-    command: str = "",  # for the file's metadata
 ) -> int:  # jets
     "Simulate a shard and write its file."
     columns = simulate(shard.process, shard.n, shard.seed, shard.settings, shard.index)
     columns = ak.zip({name: _round(columns[name], shard.mantissa_bits) for name in columns.fields}, depth_limit=1)
     versions = {name: version(name) for name in ("omnijet", "pythia8mc", "fastjet", "numpy", "awkward")}
     pythia = [*COMMON, *PROCESSES[shard.process].settings, *shard.settings]
-    write_columns(columns, shard.path, **shard.facts(), pythia=pythia, versions=versions, command=command)
+    write_columns(columns, shard.path, **shard.facts(), pythia=pythia, versions=versions, command=shard.command)
     return shard.n
 
 
@@ -520,7 +521,7 @@ def _round(values, bits):
 # %% ../nbs/00a_simulation.ipynb #833531db
 def simulate_files(
     out,  # folder
-    n: int = 1000,  # jets of each class
+    n=1000,  # jets of each class, or {class: jets}
     classes="all",  # names as in `CLASSES`, or "all"
     seed: int = 1,
     workers: int = None,  # local processes; None or 0: one a core
@@ -531,7 +532,7 @@ def simulate_files(
     executor=None,  # any `concurrent.futures.Executor`, in place of local processes
     mantissa_bits: int = 23,  # fewer make smaller files
     progress: bool = True,
-) -> list:  # paths, in the order of index and class
+) -> list:  # paths
     """Simulate files `<Process>_<index:05d>.parquet` (or .root) in parallel; those that are there already are kept.
 
     Files of one folder with other indices or another seed hold other jets. Interrupted, it goes on where it was.
@@ -539,32 +540,37 @@ def simulate_files(
     """
     if format not in ("parquet", "root"):
         raise OmnijetError(f"no format {format!r} (there are: parquet, root)")
-    if min(n, shard_size, start + 1, mantissa_bits) < 1 or start + -(-n // shard_size) > 100_000:
+    processes = [CLASSES[i] for i in class_indices(classes)]
+    n = {CLASSES[class_indices(name)[0]]: jets for name, jets in n.items()} if isinstance(n, dict) else dict.fromkeys(processes, n)
+    if min(*n.values(), shard_size, start + 1, mantissa_bits) < 1 or start + max(n.values()) / shard_size > 100_000:
         raise OmnijetError(f"n = {n}, shard_size = {shard_size}, start = {start}, mantissa_bits = {mantissa_bits}: "
                            "expected at least 1, 1, 0, 1, and file indices of at most five digits")
-    processes = [CLASSES[i] for i in class_indices(classes)]
     if settings:
         start_pythia(processes[0], settings)  # complain here rather than in the workers
-    sizes = [min(shard_size, n - first) for first in range(0, n, shard_size)]
-    shards = [Shard(str(Path(out).absolute() / f"{process}_{index:05d}.{format}"), process, size, seed, index, tuple(settings), mantissa_bits)
-              for index, size in enumerate(sizes, start) for process in processes]
-    waiting = [shard for shard in shards if not shard.is_done()]
+    shards = []
+    for process in (process for process in processes if process in n):
+        options = {"n": n[process], "classes": process, "seed": seed, "shard-size": shard_size, "start": start, "format": format, "mantissa-bits": mantissa_bits}
+        command = shlex.join(["omnijet", "simulate", *(f"--{key}={value}" for key, value in options.items()), *(f"--settings={line}" for line in settings)])
+        for index, first in enumerate(range(0, n[process], shard_size), start):
+            path = Path(out).absolute() / f"{process}_{index:05d}.{format}"
+            shards.append(Shard(str(path), process, min(shard_size, n[process] - first), seed, index, tuple(settings), mantissa_bits, command))
+    waiting = sorted((shard for shard in shards if not shard.is_done()), key=lambda shard: -shard.n)  # long tasks first
     with tqdm(total=sum(shard.n for shard in shards), unit="jet", disable=not progress) as bar:
         bar.update(bar.total - sum(shard.n for shard in waiting))
-        for n_jets in _run(make_shard, waiting, shlex.join(sys.argv), workers, executor):
+        for n_jets in _run(make_shard, waiting, workers, executor):
             bar.update(n_jets)
     return [Path(shard.path) for shard in shards]
 
 
-def _run(task, items, argument, workers, executor):
-    "Yield `task(item, argument)` as they finish, from local processes unless an executor is given; stops at once when interrupted."
+def _run(task, items, workers, executor):
+    "Yield `task(item)` as they finish, from local processes unless an executor is given; stops at once when interrupted."
     if not items:
         return
     own = None
     if executor is None:
         context = multiprocessing.get_context("spawn")  # safe beside threads of the parent
         own = executor = ProcessPoolExecutor(min(workers or os.cpu_count(), len(items)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    futures = [executor.submit(task, item, argument) for item in items]
+    futures = [executor.submit(task, item) for item in items]
     try:
         for future in as_completed(futures):
             yield future.result()
@@ -577,3 +583,100 @@ def _run(task, items, argument, workers, executor):
     finally:
         if own:
             own.shutdown()
+
+# %% ../nbs/00a_simulation.ipynb #f43913d1
+def bench(
+    n: int = 400,  # jets of each of the timed samples
+    process: str = "HToBB",
+    seed: int = 1,
+) -> dict:
+    "Print and return jets a second, Pythia's share of the time, the gain from a second core, and how a worker's memory grows with n."
+    begin = time.perf_counter()
+    made, batches = 0, 0
+    for columns in stream(process, seed):
+        made, batches = made + len(columns), batches + 1
+        if made >= n:
+            break
+    whole = time.perf_counter() - begin
+    begin = time.perf_counter()
+    pythia, hook = start_pythia(process, seed=1 + seed)  # the same events once more, without detector
+    for _ in range(batches):
+        pythia.nextBatch(BATCH)
+    share = (time.perf_counter() - begin) / whole
+    numbers = {"jets_per_second": made / whole, "events_per_second": batches * BATCH / whole, "pythia_share": share}
+
+    context = multiprocessing.get_context("spawn")
+    for workers in (1, 2):
+        with ProcessPoolExecutor(workers, context) as pool:
+            list(pool.map(abs, range(workers)))  # processes up
+            begin = time.perf_counter()
+            list(pool.map(_simulate_and_measure, [(process, n // 2, seed, shard) for shard in range(4)]))
+            numbers[f"seconds_{workers}_workers"] = time.perf_counter() - begin
+    numbers["two_workers_over_one"] = numbers["seconds_1_workers"] / numbers["seconds_2_workers"]
+    for size in (n // 4, n):
+        with ProcessPoolExecutor(1, context) as pool:
+            numbers[f"peak_megabytes_{size}_jets"] = pool.submit(_simulate_and_measure, (process, size, seed, 0)).result()
+    for name, value in numbers.items():
+        print(f"simulation: {name.replace('_', ' ')} {value:.3g}")
+    return numbers
+
+
+def _simulate_and_measure(task):
+    "Simulate a shard and throw it away; the process's peak memory in MB."
+    import resource
+
+    process, n, seed, shard = task
+    simulate(process, n, seed, shard=shard)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+# %% ../nbs/00a_simulation.ipynb #c6c80ec5
+SPLITS = {"train": 0, "val": 10_000, "test": 20_000}  # index of the first file
+
+# %% ../nbs/00a_simulation.ipynb #087ec87e
+def shapes(
+    columns: ak.Array,  # JetClass columns; needs part_px, part_py, part_pz, part_energy
+) -> dict:  # {name: (n_jets,)}
+    """Thirteen observables of jets, the axis and p_T being those of the sum of the constituents (at most the hardest 128).
+
+    pt, abs_eta, mass, n, mean_dr and rms_dr (p_T-weighted), dispersion Σp_T²/(Σp_T)², the three largest p_T fractions,
+    counts above 1 and 5 GeV, largest ΔR. GeV and radians.
+    """
+    counts = ak.to_numpy(ak.num(columns.part_px), allow_missing=False)
+    jet = np.repeat(np.arange(len(counts)), counts)
+    p = np.stack([ak.to_numpy(ak.flatten(columns[f"part_{name}"]), allow_missing=False) for name in ("px", "py", "pz", "energy")]).astype(np.float64)
+    order = np.lexsort((-np.hypot(p[0], p[1]), jet))
+    rank = np.arange(len(jet)) - np.repeat(np.cumsum(counts) - counts, counts)
+    p, jet, rank = p[:, order[rank < 128]], jet[rank < 128], rank[rank < 128]
+
+    def total(values):
+        return np.bincount(jet, values, len(counts))
+
+    sums = np.stack([total(values) for values in p])
+    pt, eta, phi = directions(*p[:3])
+    jet_pt, jet_eta, jet_phi = directions(*sums[:3])
+    dr = np.hypot(eta - jet_eta[jet], wrap_angle(phi - jet_phi[jet]))
+    scalar = total(pt)
+    largest = np.zeros(len(counts))
+    np.maximum.at(largest, jet, dr)
+    return {"pt": jet_pt, "abs_eta": np.abs(jet_eta), "mass": np.sqrt(np.maximum(sums[3] ** 2 - (sums[:3] ** 2).sum(axis=0), 0)),
+            "n": total(pt > 0), "mean_dr": total(pt * dr) / scalar, "rms_dr": np.sqrt(total(pt * dr**2) / scalar),
+            "dispersion": total(pt**2) / scalar**2, **{f"fraction_{k + 1}": total(pt * (rank == k)) / scalar for k in range(3)},
+            "n_1GeV": total(pt > 1), "n_5GeV": total(pt > 5), "largest_dr": largest}
+
+
+def two_sample_auc(
+    a: dict,  # observables of one sample, {name: (n,)}
+    b: dict,  # of the other
+    seed: int = 1,
+):  # (AUC, its error if the samples are alike)
+    "How well gradient-boosted trees (100 iterations, 5-fold cross-validated) tell two samples apart."
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    x = np.concatenate([np.stack(list(sample.values()), axis=1) for sample in (a, b)])
+    y = np.repeat([0, 1], [len(next(iter(sample.values()))) for sample in (a, b)])
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    score = cross_val_predict(HistGradientBoostingClassifier(max_iter=100, random_state=seed), x, y, cv=folds, method="predict_proba")[:, 1]
+    n_a, n_b = np.bincount(y)
+    return roc_auc_score(y, score), np.sqrt((n_a + n_b + 1) / (12 * n_a * n_b))

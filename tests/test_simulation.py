@@ -1,0 +1,315 @@
+"""Simulation: against plain loops, against other processes and executors, and what goes wrong."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+
+from omnijet import simulation
+from omnijet.data import CLASSES, LABELS, OmnijetError, read_jets, read_metadata
+from omnijet.simulation import (
+    BENDING, FIELD, HALF_LENGTH, HCAL, RADIUS, Particles, cluster, decay_partons, detect, directions, energy_flow, make_shard, propagate, shapes, simulate,
+    simulate_files, stable_particles, start_pythia, tracking_efficiency, truth_matched, two_sample_auc,
+)
+
+
+def particles(pt, eta, phi, charge, vertex=0.0, mass=0.13957, pdg=211):
+    arrays = np.broadcast_arrays(0, pdg, charge, pt, eta, phi, mass, *np.broadcast_arrays(*np.asarray(vertex).T if np.ndim(vertex) else (0.0, 0.0, 0.0)))
+    return Particles(*(np.atleast_1d(np.array(a)) for a in arrays))
+
+
+def walk(pt, eta, phi, charge, x, y, z, step=2e-4):
+    "Follow one particle in small steps to the surface: (eta, phi) there."
+    turn = step * BENDING * charge * FIELD / pt
+    while np.hypot(x, y) < RADIUS and abs(z) < HALF_LENGTH:
+        x, y, z = x + step * np.cos(phi - turn / 2), y + step * np.sin(phi - turn / 2), z + step * np.sinh(eta)
+        phi -= turn
+    return np.arcsinh(z / np.hypot(x, y)), np.arctan2(y, x)
+
+
+def test_propagation_agrees_with_small_steps():
+    rng = np.random.default_rng(1)
+    n = 40
+    pt, eta, phi, charge = rng.uniform(0.3, 5, n), rng.uniform(-2, 2, n), rng.uniform(-3.1, 3.1, n), rng.choice([-1, 0, 1], n)
+    vertex = rng.normal(0, 0.1, (n, 3))
+    inside, at_eta, at_phi, _ = propagate(particles(pt, eta, phi, charge, vertex))
+    assert len(inside) == n
+    walked = np.array([walk(*one) for one in zip(pt, eta, phi, charge, *vertex.T)])
+    assert np.allclose(at_eta, walked[:, 0], atol=0.01)
+    assert np.allclose(np.cos(at_phi - walked[:, 1]), 1, atol=1e-3)
+
+
+def test_tracks_point_along_their_circle_at_closest_approach():
+    rng = np.random.default_rng(2)
+    n = 200
+    pt, phi, charge, vertex = rng.uniform(0.5, 5, n), rng.uniform(-3.1, 3.1, n), rng.choice([-1, 1], n), rng.normal(0, 0.05, (n, 3))
+    _, _, _, track_phi = propagate(particles(pt, 0.3, phi, charge, vertex))
+    radius = pt / (BENDING * charge * FIELD)
+    centre = vertex[:, 0] + radius * np.sin(phi), vertex[:, 1] - radius * np.cos(phi)
+    assert np.allclose(np.cos(track_phi) * centre[0] + np.sin(track_phi) * centre[1], 0, atol=1e-9)  # at right angles to where the centre is
+    straight = particles(1000, 0.3, phi, 0, vertex)
+    assert np.allclose(propagate(straight)[3], phi)
+
+
+def test_particles_born_outside_are_not_seen():
+    inside, *_ = propagate(particles(5.0, 0.0, 0.0, 0, [[0, 0, 0], [1.3, 0, 0], [0, 0, 3.1]]))
+    assert inside.tolist() == [0]
+
+
+def test_a_missing_vertex_is_the_interaction_point():
+    pythia, hook = start_pythia("TTBar")
+    events = pythia.nextBatch(3)
+    p = stable_particles(events, pythia.particleData.charge)
+    plain = [q for event in events for q in event.prt.to_list() if q["status"] > 0 and abs(q["id"]) not in (12, 14, 16)]
+    assert len(p) == len(plain)
+    assert sum(q["vProd"] is None for q in plain) == np.sum((p.x == 0) & (p.y == 0) & (p.z == 0)) > 0
+    assert np.isclose(p.energy.sum(), sum(q["p"]["e"] for q in plain))
+
+
+def test_energy_flow_agrees_with_a_loop_over_towers(monkeypatch):
+    rng = np.random.default_rng(3)
+    monkeypatch.setattr(simulation, "log_normal", lambda mean, sigma, rng: mean)
+    n, m = 400, 150
+    deposits = rng.integers(0, 2, n), rng.uniform(-0.3, 0.3, n), rng.uniform(-0.3, 0.3, n), rng.exponential(3, n)
+    tracks = rng.integers(0, 2, m), rng.uniform(-0.3, 0.3, m), rng.uniform(-0.3, 0.3, m), rng.exponential(3, m)
+    objects, factor = energy_flow(HCAL, deposits, tracks, rng)
+    at, track_at = HCAL.tower(*deposits[:3]), HCAL.tower(*tracks[:3])
+    excesses = []
+    for tower in np.unique([*at, *track_at]):
+        energy, tracked, own = deposits[3][at == tower].sum(), tracks[3][track_at == tower].sum(), track_at == tower
+        sigma = np.sqrt((0.05 * energy) ** 2 + 1.5**2 * energy)
+        if energy < 1 or energy < sigma:
+            energy = 0
+        if energy - tracked > max(1, sigma):
+            excesses.append(energy - tracked)
+            assert (factor[own] == 1).all()
+        else:
+            assert np.allclose(factor[own], energy / tracked if own.any() else 0)
+    assert np.allclose(np.sort(objects[3]), np.sort(excesses))
+    assert (HCAL.tower(*objects[:3]) == np.sort(HCAL.tower(*objects[:3]))).all() and np.isin(HCAL.tower(*objects[:3]), at).all()
+
+
+def test_tracking_efficiency_is_what_comes_out():
+    rng = np.random.default_rng(4)
+    many = particles(np.full(20_000, 20.0), rng.uniform(-1.4, 1.4, 20_000), rng.uniform(-3.1, 3.1, 20_000), 1, mass=0.10566, pdg=13)
+    objects, _ = detect(many, rng)  # muons leave nothing in the calorimeters
+    assert abs(len(objects) / len(many) - 0.99) < 0.003 and np.isin(objects.pt, many.pt).all()
+    assert tracking_efficiency(np.array([13]), np.array([2000.0]), np.array([0.0])) == pytest.approx(0.99 * np.exp(-0.5))
+
+
+def plain_anti_kt(momenta, R=0.8):
+    "Anti-kT in its definition."
+    jets, live = [], [(m, [i]) for i, m in enumerate(momenta)]
+    while live:
+        pt, phi = [np.hypot(m[0], m[1]) for m, _ in live], [np.arctan2(m[1], m[0]) for m, _ in live]
+        y = [0.5 * np.log((m[3] + m[2]) / (m[3] - m[2])) for m, _ in live]
+        best = min(((p**-2, i, None) for i, p in enumerate(pt)), key=lambda t: t[0])
+        for i in range(len(live)):
+            for j in range(i):
+                angle = abs(phi[i] - phi[j])
+                d = min(pt[i] ** -2, pt[j] ** -2) * ((y[i] - y[j]) ** 2 + min(angle, 2 * np.pi - angle) ** 2) / R**2
+                if d < best[0]:
+                    best = d, i, j
+        _, i, j = best
+        if j is None:
+            jets.append(live.pop(i))
+        else:
+            (a, members), (b, others) = live[i], live[j]
+            live = [one for k, one in enumerate(live) if k not in (i, j)] + [(a + b, members + others)]
+    return jets
+
+
+def test_jets_agree_with_plain_anti_kt():
+    rng = np.random.default_rng(5)
+    n = 60
+    event = np.sort(rng.integers(0, 3, n))
+    p = particles(rng.exponential(60, n), rng.normal(0, 0.7, n), rng.normal(0, 0.7, n), 0)
+    p.event = event
+    jet_event, members, momentum = cluster(p, 3)
+    expected = []
+    for k in range(3):
+        own = np.flatnonzero(event == k)
+        for total, inside in plain_anti_kt([np.append(p[i].momentum.ravel(), p[i].energy) for i in own]):
+            pt, eta, _ = directions(*total[:3])
+            if 500 < pt < 1000 and abs(eta) < 2:
+                expected.append((k, sorted(own[inside].tolist()), total))
+    found = sorted((int(e), sorted(m), tuple(q)) for e, m, q in zip(jet_event, members.to_list(), momentum.T))
+    assert len(expected) >= 2
+    for (e, m, q), (k, own, total) in zip(found, sorted(expected, key=lambda t: t[:2]), strict=True):
+        assert e == k and m == own and np.allclose(q, total)
+
+
+def plain_partons(event, resonance):
+    "The visible decay partons of each resonance of one event, particle after particle."
+    prt = event.prt.to_list()
+
+    def daughters(p):
+        return [prt[i] for i in range(p["daughter1"], p["daughter2"] + 1) if i] if p["daughter2"] >= p["daughter1"] else [prt[p["daughter1"]], prt[p["daughter2"]]]
+
+    def last(p):
+        same = [d for d in daughters(p) if p["daughter1"] and d["id"] == p["id"]]
+        return last(same[0]) if same else p
+
+    def leaves(p):
+        if abs(p["id"]) in (24, resonance):
+            return [leaf for d in daughters(last(p)) for leaf in leaves(d)]
+        return [last(p)] if abs(p["id"]) in (11, 13) else [p] if abs(p["id"]) in (1, 2, 3, 4, 5, 21) else []
+
+    found = [leaves(p) for p in prt if abs(p["id"]) == resonance and not any(d["id"] == p["id"] for d in daughters(p))]
+    return [[(q["p"]["px"], q["p"]["py"], q["p"]["pz"]) for q in partons] for partons in found if partons]
+
+
+@pytest.mark.parametrize("process, n_partons", [("HToWW2Q1L", {3}), ("TTBarLep", {2}), ("ZToQQ", {2}), ("TTBar", {3})])
+def test_truth_match_agrees_with_a_walk_through_the_event(process, n_partons):
+    pythia, hook = start_pythia(process)
+    events = pythia.nextBatch(8)
+    resonance = simulation.PROCESSES[process].resonance
+    event, eta, phi = decay_partons(events, resonance)
+    plain = [(k, [directions(*np.array(q)) for q in partons]) for k in range(len(events)) for partons in plain_partons(events[k], resonance)]
+    assert set(np.isfinite(eta).sum(axis=1)) == n_partons
+    assert sorted((int(e), sorted(np.round(x[np.isfinite(x)], 9))) for e, x in zip(event, eta)) == sorted((k, sorted(round(float(q[1]), 9) for q in qs)) for k, qs in plain)
+    jets = np.repeat(np.arange(len(events)), 20), *np.random.default_rng(6).uniform([[-1.5], [-3.14]], [[1.5], [3.14]], (2, 160))
+    one = event[:1], eta[:1], phi[:1]
+    jets = np.append(jets[0], one[0]), np.append(jets[1], np.nanmean(one[1])), np.append(jets[2], one[2][0, np.isfinite(one[2][0])][0])
+    expected = [any(k == e and all(np.hypot(y - a, np.angle(np.exp(1j * (f - b)))) < 0.8 for _, y, f in partons) for k, partons in plain) for e, a, b in zip(*jets)]
+    assert truth_matched(jets, (event, eta, phi)).tolist() == expected
+
+
+def test_the_vincia_shower_starts():
+    pythia, hook = start_pythia("ZToQQ", ["PartonShowers:model = 2"])
+    assert len(pythia.nextBatch(2)) == 2 and pythia.settings.mode("PartonShowers:model") == 2
+
+
+@pytest.mark.parametrize("process", CLASSES)
+def test_every_class(process, monkeypatch):
+    monkeypatch.setattr(simulation, "BATCH", 20)
+    columns = simulate(process, 3, seed=5)
+    assert len(columns) == 3
+    label = LABELS[CLASSES.index(process)]
+    assert all((columns[name] == (name == label)).to_list() == [True] * 3 for name in LABELS)
+    assert ak.all((columns.jet_pt > 500) & (columns.jet_pt < 1000) & (abs(columns.jet_eta) < 2))
+    pt = np.hypot(columns.part_px, columns.part_py)
+    assert ak.all(pt[:, 1:] <= pt[:, :-1])
+    assert ak.all(columns.jet_nparticles == ak.num(pt))
+    assert np.allclose(ak.sum(columns.part_px, axis=1), columns.jet_pt * np.cos(columns.jet_phi), atol=0.05)
+    mass2 = columns.part_energy**2 - pt**2 - columns.part_pz**2
+    assert ak.all(abs(mass2[columns.part_charge == 0]) < 1e-5 * columns.part_energy[columns.part_charge == 0] ** 2)
+    eta = np.arcsinh(columns.part_pz / pt)
+    assert ak.all(abs(columns.part_deta - np.where(columns.jet_eta > 0, 1, -1) * (eta - columns.jet_eta)) < 1e-4)
+
+
+def test_more_jets_begin_with_the_same_ones_and_seeds_differ(monkeypatch):
+    monkeypatch.setattr(simulation, "BATCH", 20)
+    few, many, other, shard = simulate("WToQQ", 5), simulate("WToQQ", 12), simulate("WToQQ", 5, seed=2), simulate("WToQQ", 5, shard=1)
+    assert ak.array_equal(few, many[:5])
+    assert not {*few.jet_pt.to_list()} & ({*other.jet_pt.to_list()} | {*shard.jet_pt.to_list()})
+
+
+SCRIPT = """
+from omnijet.simulation import simulate_files
+if __name__ == "__main__":
+    simulate_files({out!r}, n=30, classes=["HToBB"], shard_size=10, workers={workers}, seed=3)
+"""
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one_worker")
+    files = simulate_files(out, n=30, classes="HToBB", shard_size=10, workers=1, seed=3, progress=False)
+    return [ak.from_parquet(file) for file in files]
+
+
+def test_a_killed_run_resumes_to_the_same_jets(one_worker, tmp_path):
+    run = subprocess.Popen([sys.executable, "-c", SCRIPT.format(out=str(tmp_path), workers=2)], start_new_session=True, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob("HToBB_*.parquet")) and run.poll() is None:
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(timeout=20) != 0
+    finished = {file: file.stat().st_mtime_ns for file in tmp_path.glob("HToBB_*.parquet")}
+    assert 1 <= len(finished) < 3
+    files = simulate_files(tmp_path, n=30, classes="HToBB", shard_size=10, workers=2, seed=3, progress=False)
+    assert all(file.stat().st_mtime_ns == then for file, then in finished.items())
+    assert [file.name for file in files] == [f"HToBB_{i:05d}.parquet" for i in range(3)]
+    assert all(ak.array_equal(ak.from_parquet(file), expected) for file, expected in zip(files, one_worker))
+
+
+def test_dask_makes_the_same_jets(one_worker, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as grid, distributed.Client(grid) as client:
+        files = simulate_files(tmp_path, n=20, classes="HToBB", shard_size=10, seed=3, executor=client.get_executor(), progress=False)
+    assert all(ak.array_equal(ak.from_parquet(file), expected) for file, expected in zip(files, one_worker))
+
+
+def test_metadata_tells_how_a_file_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "BATCH", 10)
+    softer = "TimeShower:alphaSvalue = 0.12"
+    varied = simulation.Shard(str(tmp_path / "WToQQ_00002.parquet"), "WToQQ", 2, 1, 2, (softer,), command="omnijet simulate …")
+    assert make_shard(varied) == 2
+    about = read_metadata(varied.path)
+    assert about["settings"] == [softer] and softer in about["pythia"]
+    assert (about["process"], about["n"], about["seed"], about["index"], about["command"]) == ("WToQQ", 2, 1, 2, "omnijet simulate …")
+    assert {"omnijet", "pythia8mc", "fastjet"} <= about["versions"].keys()
+    plain = simulate("WToQQ", 2, shard=2)
+    assert not ak.array_equal(plain.jet_pt, ak.from_parquet(varied.path).jet_pt)
+
+
+def test_root_files_hold_the_same_jets(tmp_path, monkeypatch):
+    import uproot
+
+    monkeypatch.setattr(simulation, "BATCH", 10)
+    shards = [simulation.Shard(str(tmp_path / f"TTBarLep_00000.{kind}"), "TTBarLep", 4, 1, 0) for kind in ("root", "parquet")]
+    for shard in shards:
+        make_shard(shard)
+        assert shard.is_done()
+    tree, parquet = uproot.open(shards[0].path)["tree"], ak.from_parquet(shards[1].path)
+    assert set(parquet.fields) <= set(tree.keys())
+    for name in parquet.fields:
+        assert tree[name].array().to_list() == parquet[name].to_list(), name
+    assert ak.array_equal(read_jets(shards[0].path), read_jets(shards[1].path))
+
+
+def test_rounded_numbers_stay_close():
+    values = ak.Array([[1.2345678, -2e-3], [], [3e5]])
+    rounded = simulation._round(ak.values_astype(values, np.float32), 12)
+    assert np.allclose(ak.flatten(rounded), ak.flatten(values), rtol=2**-13) and not ak.array_equal(rounded, values)
+    bits = ak.to_numpy(ak.flatten(rounded)).view(np.uint32)
+    assert (bits & 0x7FF == 0).all() and ak.num(rounded).to_list() == [2, 0, 1]
+
+
+def test_bad_input_is_one_clear_line(tmp_path):
+    with pytest.raises(OmnijetError, match="no jet class 'HToZZ'"):
+        simulate("HToZZ", 1)
+    with pytest.raises(OmnijetError, match="no setting 'PartonShowers:modl = 2'"):
+        simulate_files(tmp_path, n=1, classes="TTBar", settings=["PartonShowers:modl = 2"], progress=False)
+    with pytest.raises(OmnijetError, match="no format 'csv'"):
+        simulate_files(tmp_path, format="csv")
+    with pytest.raises(OmnijetError, match="n = "):
+        simulate_files(tmp_path, n=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OmnijetError, match="cannot be written"):
+        make_shard(simulation.Shard(str(tmp_path / "file" / "WToQQ_00000.parquet"), "WToQQ", 1, 1, 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_another_seed_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "BATCH", 10)
+    make_shard(simulation.Shard(str(tmp_path / "WToQQ_00000.parquet"), "WToQQ", 1, 1, 0))
+    with pytest.raises(OmnijetError, match=r"WToQQ_00000.parquet: holds other jets \(seed 1, expected 2\)"):
+        simulate_files(tmp_path, n=1, classes="WToQQ", seed=2, progress=False)
+
+
+def test_the_sample_cannot_be_told_from_real_jets(jetclass):
+    import uproot
+
+    real = shapes(uproot.open(jetclass / "HToBB_1500.root")["tree"].arrays())
+    sample = shapes(ak.from_parquet(Path(__file__).parents[1] / "data" / "HToBB.parquet"))
+    auc, error = two_sample_auc(real, sample)
+    assert auc < 0.52, f"{auc:.3f} ± {error:.3f}"
+    for name in ("mass", "n", "mean_dr"):
+        quantiles = np.percentile(sample[name], [10, 50, 90]) / np.percentile(real[name], [10, 50, 90])
+        assert np.allclose(quantiles, 1, atol=0.04), (name, quantiles)
