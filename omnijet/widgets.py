@@ -20,6 +20,7 @@ import ipywidgets as W
 import numpy as np
 import torch
 import traitlets
+from fastcore.basics import patch
 
 from .data import CLASSES, CLASS_NAMES, FEATURES, MAX_CONSTITUENTS, FeatureScaling, OmnijetError, Ragged, need, sample_jets
 from .observables import PALETTE, color, jet_mass, n_constituents, observables
@@ -176,7 +177,7 @@ const painters = {
     return Array.from(l.x, (x, i) => {
       if (colors) ctx.fillStyle = colors[l.c[i]];
       const px = X(x), py = Y(l.y[i]);
-      if (s < 2.5) ctx.fillRect(px - s, py - s, 2 * s, 2 * s); else { ctx.beginPath(); ctx.arc(px, py, s, 0, 7); ctx.fill(); }
+      if (l.x.length > 2000) ctx.fillRect(px - s, py - s, 2 * s, 2 * s); else { ctx.beginPath(); ctx.arc(px, py, s, 0, 7); ctx.fill(); }
       return [px, py, s];
     });
   },
@@ -205,6 +206,10 @@ const painters = {
   },
 };
 
+"""
+
+# %% ../nbs/06_widgets.ipynb #b9ee42d2
+_PANEL = r"""
 function draw(ctx, p, zoom, look) {            // the whole panel; returns its scales and marks that can be pointed at
   const [w, h] = p.size, wide = p.y.ticks ? 24 + 6.5 * Math.max(0, ...p.y.ticks.map(t => t[1].length)) : 54, box = {l: wide, r: w - 12, t: p.bar ? 46 : 26, b: h - 40};
   const xr = zoom?.x ?? p.x.range, yr = zoom?.y ?? p.y.range, X = scaler(p.x, xr, box.l, box.r), Y = scaler(p.y, yr, box.b, box.t);
@@ -230,14 +235,15 @@ function draw(ctx, p, zoom, look) {            // the whole panel; returns its s
     if (l.ids?.length) marks = at.map((m, i) => ({id: l.ids[i], i, x: m[0], y: m[1], r: m[2], from: m[3]}));
   }
   ctx.restore();
-  p.layers.filter(l => l.name).forEach((l, i) => {
-    const y = box.t + 16 + 16 * i;
-    ctx.fillStyle = look.text; text(ctx, l.name, box.r - 24, y, "right");
+  let at = box.r;                              // the legend, on the line of the title
+  for (const l of p.layers.filter(l => l.name).reverse()) {
+    ctx.fillStyle = look.text; text(ctx, l.name, at - 14, 16, "right");
     ctx.fillStyle = ctx.strokeStyle = look.color(l.color); ctx.lineWidth = 1.8;
     ctx.beginPath();
-    if (l.mark === "circles" || l.mark === "points") ctx.arc(box.r - 12, y - 4, 5, 0, 7); else if (l.mark === "line") { ctx.moveTo(box.r - 19, y - 4); ctx.lineTo(box.r - 5, y - 4); } else ctx.rect(box.r - 18, y - 9, 12, 9);
+    if (l.mark === "circles" || l.mark === "points") ctx.arc(at - 6, 12, 5, 0, 7); else if (l.mark === "line") { ctx.moveTo(at - 12, 12); ctx.lineTo(at, 12); } else ctx.rect(at - 12, 8, 11, 8);
     if (l.fill || l.mark === "points" || l.mark === "bars") { ctx.globalAlpha = l.fill || 1; ctx.fill(); ctx.globalAlpha = 1; } else ctx.stroke();
-  });
+    at -= 28 + ctx.measureText(l.name).width;
+  }
   return {X, Y, box, marks, xr, yr};
 }
 """
@@ -287,6 +293,10 @@ function render({ model, el }) {
     for (let i = 0, j = q.length - 1; i < q.length; j = i++) if ((q[i][1] > y) !== (q[j][1] > y) && x < (q[j][0] - q[i][0]) * (y - q[i][1]) / (q[j][1] - q[i][1]) + q[i][0]) odd = !odd;
     return odd;
   }
+"""
+
+# %% ../nbs/06_widgets.ipynb #ec5a06a9
+_POINTER += r"""
   top.onpointermove = e => {
     const at = place(e);
     if (path) { path.push(at); return rings(); }
@@ -326,9 +336,10 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../nbs/06_widgets.ipynb #70ef777e
 _CSS = """
 .omnijet-canvas { position: relative; outline: none; flex: none; }
-.omnijet-canvas:focus { box-shadow: 0 0 0 1px var(--jp-brand-color1, #2196f3); }
+.omnijet-canvas:focus-visible { outline: 1px solid var(--jp-brand-color1, #2196f3); outline-offset: -1px; }
 .omnijet-canvas canvas { position: absolute; left: 0; top: 0; }
 .omnijet-tip { position: absolute; z-index: 9; pointer-events: none; padding: 2px 6px; font-size: 12px; white-space: nowrap; border-radius: 3px;
   background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #222); border: 1px solid var(--jp-border-color1, #bbb); }
@@ -339,10 +350,11 @@ _CSS = """
 .omnijet-html td, .omnijet-html th { text-align: right; padding: 0 8px; font-variant-numeric: tabular-nums; }
 .omnijet-html .scroll { max-height: 210px; overflow-y: auto; }
 .omnijet-html .tokens span { display: inline-block; padding: 0 5px; margin: 1px; border-radius: 3px; background: var(--jp-layout-color2, #eee); font-size: 12px; font-variant-numeric: tabular-nums; }
+.omnijet-html tr.here { position: sticky; top: 0; bottom: 0; }
 .omnijet-html .here, .omnijet-html .tokens span.here { background: var(--jp-brand-color2, #64b5f6); color: #111; }
 """
 
-# %% ../nbs/06_widgets.ipynb #ec5a06a9
+
 def _pack(p, widget=None):
     "A panel as the browser takes it: arrays as float32 bytes."
     if isinstance(p, dict): return {k: _pack(v) for k, v in p.items()}
@@ -351,7 +363,7 @@ def _pack(p, widget=None):
 
 class Canvas(anywidget.AnyWidget):
     "A panel in the browser; `hover` and `selected` are the `ids` that the pointer is on and has chosen."
-    _esm, _css = _AXES + _MARKS + _POINTER, _CSS
+    _esm, _css = _AXES + _MARKS + _PANEL + _POINTER, _CSS
     panel = traitlets.Dict().tag(sync=True, to_json=_pack)
     hover = traitlets.Int(-1).tag(sync=True)
     selected = traitlets.List(traitlets.Int()).tag(sync=True)
@@ -500,59 +512,68 @@ class _JetBrowser(W.VBox):
         b.on_click(lambda _: go())
         return b
 
-    def filter(self):
-        "Jets of the chosen class, mass and count."
-        keep = (self.mass >= self.masses.value[0]) & (self.mass <= self.masses.value[1]) & (self.count >= self.counts.value[0]) & (self.count <= self.counts.value[1])
-        if self.classes.value >= 0: keep &= self.label == self.classes.value
-        before = self.chosen[self.at] if len(self.chosen) else 0
-        self.chosen = np.flatnonzero(keep)
-        self.go(np.searchsorted(self.chosen, before))                               # stay, or on to the next that passes
+# %% ../nbs/06_widgets.ipynb #4762abe3
+@patch
+def filter(self:_JetBrowser):
+    "Jets of the chosen class, mass and count."
+    keep = (self.mass >= self.masses.value[0]) & (self.mass <= self.masses.value[1]) & (self.count >= self.counts.value[0]) & (self.count <= self.counts.value[1])
+    if self.classes.value >= 0: keep &= self.label == self.classes.value
+    before = self.chosen[self.at] if len(self.chosen) else 0
+    self.chosen = np.flatnonzero(keep)
+    self.go(np.searchsorted(self.chosen, before))                               # stay, or on to the next that passes
 
-    def move(self, by): self.go(self.at + by)
+@patch
+def move(self:_JetBrowser, by): self.go(self.at + by)
 
-    def go(self, at):
-        self.at = int(at) % max(len(self.chosen), 1)
-        self.show()
+@patch
+def go(self:_JetBrowser, at):
+    self.at = int(at) % max(len(self.chosen), 1)
+    self.show()
 
-    def show(self):
-        "Read, tokenize and draw the jet."
-        if not len(self.chosen):
-            self.title.value, self.about.value, self.rows.value, self.tokens.value = "<h4>no jet passes</h4>", "", "", ""
-            self.canvas.panel = jet_panel(self.jets.constituents[0][:0])
-            return
-        i = self.chosen[self.at]
-        self.original, self.codes, self.reconstruction = self.jets.constituents[i], None, None
-        if self.tokenizer is not None:
-            self.codes = self.tokenizer.encode(self.jets[i:i + 1])
-            self.reconstruction, self.codes = self.tokenizer.decode(self.codes)[0], np.asarray(self.codes[0])
-        self.title.value = (f"<h4>{CLASS_NAMES[self.label[i]]} · jet {i} · {self.mass[i]:.1f} GeV · {self.count[i]} constituents</h4>"
-                            f"{self.at + 1:,} of {len(self.chosen):,} jets")
-        self.about.value = observables_table(self.original, self.reconstruction)
-        self.canvas.hover = -1
-        self.canvas.panel = jet_panel(self.original, self.reconstruction, f"{CLASS_NAMES[self.label[i]]}, jet {i}")
-        self.list()
+@patch
+def show(self:_JetBrowser):
+    "Read, tokenize and draw the jet."
+    if not len(self.chosen):
+        self.title.value, self.about.value, self.rows.value, self.tokens.value = "<h4>no jet passes</h4>", "", "", ""
+        self.canvas.panel = jet_panel(self.jets.constituents[0][:0])
+        return
+    i = self.chosen[self.at]
+    self.original, self.codes, self.reconstruction = self.jets.constituents[i], None, None
+    if self.tokenizer is not None:
+        self.codes = self.tokenizer.encode(self.jets[i:i + 1])
+        self.reconstruction, self.codes = self.tokenizer.decode(self.codes)[0], np.asarray(self.codes[0])
+    self.title.value = (f"<h4>{CLASS_NAMES[self.label[i]]} · jet {i} · {self.mass[i]:.1f} GeV · {self.count[i]} constituents</h4>"
+                        f"{self.at + 1:,} of {len(self.chosen):,} jets")
+    self.about.value = observables_table(self.original, self.reconstruction)
+    self.canvas.hover = -1
+    self.canvas.panel = jet_panel(self.original, self.reconstruction, f"{CLASS_NAMES[self.label[i]]}, jet {i}")
+    self.list()
 
-    def list(self):
-        "The sequence of tokens and the table, with the constituent that is pointed at."
-        if not len(self.chosen): return
-        here = self.canvas.hover
-        t, mark = self.table(), lambda i: ' class="here"' if i == here else ""
-        form = {"code": "d", "position": "d"}
-        heads = [k.replace("reconstructed_", "→ ").replace("pt", "p<sub>T</sub>").replace("_rel", "").replace("eta", "η").replace("phi", "φ").replace("position", "") for k in t]
-        rows = zip(*([format(v, form.get(k, ".1f" if k.endswith("pt") else ".3f")) for v in t[k]] for k in t))
-        self.rows.value = ("<div class='scroll'><table><tr>" + "".join(f"<th>{h}</th>" for h in heads) + "</tr>"
-                           + "".join(f"<tr{mark(i)}>" + "".join(f"<td>{v}</td>" for v in row) + "</tr>" for i, row in enumerate(rows)) + "</table></div>")
-        if self.codes is not None:
-            self.tokens.value = "<div class='tokens scroll' style='max-height:110px'>" + "".join(f"<span{mark(i)}>{c}</span>" for i, c in enumerate(self.codes)) + "</div>"
+# %% ../nbs/06_widgets.ipynb #fc7d5ff0
+@patch
+def list(self:_JetBrowser):
+    "The sequence of tokens and the table, with the constituent that is pointed at."
+    if not len(self.chosen): return
+    here = self.canvas.hover
+    t, mark = self.table(), lambda i: ' class="here"' if i == here else ""
+    form = {"code": "d", "position": "d"}
+    heads = [k.replace("reconstructed_", "→ ").replace("pt", "p<sub>T</sub>").replace("_rel", "").replace("eta", "η").replace("phi", "φ").replace("position", "") for k in t]
+    rows = zip(*([format(v, form.get(k, ".1f" if k.endswith("pt") else ".3f")) for v in t[k]] for k in t))
+    self.rows.value = ("<div class='scroll'><table><tr>" + "".join(f"<th>{h}</th>" for h in heads) + "</tr>"
+                       + "".join(f"<tr{mark(i)}>" + "".join(f"<td>{v}</td>" for v in row) + "</tr>" for i, row in enumerate(rows)) + "</table></div>")
+    if self.codes is not None:
+        self.tokens.value = "<div class='tokens scroll' style='max-height:110px'>" + "".join(f"<span{mark(i)}>{c}</span>" for i, c in enumerate(self.codes)) + "</div>"
 
-    def table(self) -> dict:
-        "The constituents, {column: values}."
-        t = {"position": np.arange(len(self.original))}
-        if self.codes is not None: t["code"] = self.codes
-        t |= {name: ak.to_numpy(self.original[name]) for name in FEATURES}
-        if self.reconstruction is not None: t |= {f"reconstructed_{name}": ak.to_numpy(self.reconstruction[name]) for name in FEATURES}
-        return t
+@patch
+def table(self:_JetBrowser) -> dict:
+    "The constituents, {column: values}."
+    t = {"position": np.arange(len(self.original))}
+    if self.codes is not None: t["code"] = self.codes
+    t |= {name: ak.to_numpy(self.original[name]) for name in FEATURES}
+    if self.reconstruction is not None: t |= {f"reconstructed_{name}": ak.to_numpy(self.reconstruction[name]) for name in FEATURES}
+    return t
 
+# %% ../nbs/06_widgets.ipynb #3e27a04b
 def JetBrowser(jets=None,      # jets; None: the sample that comes with omnijet
                tokenizer=None, # a tokenizer, its folder or name: its reconstruction is laid over the jet
               ):
@@ -595,36 +616,35 @@ class CodeUse:
         while self.done < len(self.jets):
             some = self.jets[self.done:self.done + n]
             tokens = self.tokenizer.encode(some)
-            counts = ak.to_numpy(ak.num(tokens))
-            self.parts.append((ak.to_numpy(ak.flatten(tokens)), np.repeat(self.done + np.arange(len(some)), counts), _flat(some.constituents), _flat(self.tokenizer.decode(tokens))))
+            self.parts.append((ak.to_numpy(ak.num(tokens)), ak.to_numpy(ak.flatten(tokens)), _flat(some.constituents), _flat(self.tokenizer.decode(tokens))))
             self.done += len(some)
             yield self.done
 
     def collect(self):
-        "Bring what has been tokenized in the order of codes, and sum up for each code."
+        "Sum up what has been tokenized."
         empty = (np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 3)))
-        code, jet, original, decoded = (np.concatenate(part) for part in zip(*(self.parts or [empty])))
-        order, K = np.argsort(code, kind="stable"), self.size
-        count = np.bincount(code, minlength=K)
-        by_type = np.stack([np.bincount(code[self.label[jet] == k], minlength=K) for k in range(len(CLASSES))])      # (10, K)
-        mean = lambda v: np.bincount(code, v, K) / np.maximum(count, 1)
-        at = np.stack([np.exp(mean(np.log(decoded[:, 0]))), mean(decoded[:, 1]), mean(decoded[:, 2])], 1)
-        self.at = np.where(count[:, None] > 0, at, self.alone)                       # (K, 3)
-        self.count, self.by_type, self.jet, self.original, self.decoded = count, by_type, jet[order], original[order], decoded[order]
-        self.offsets = np.concatenate([[0], np.cumsum(count)])
+        lengths, self.code, self.original, self.decoded = (np.concatenate(part) for part in zip(*(self.parts or [empty])))
+        self.starts, self.jet, K = np.concatenate([[0], np.cumsum(lengths)]), np.repeat(np.arange(len(lengths)), lengths), self.size
+        self.count = np.bincount(self.code, minlength=K)
+        self.by_type = np.stack([np.bincount(self.code[self.label[self.jet] == k], minlength=K) for k in range(len(CLASSES))])      # (10, K)
+        self.order, self.offsets = np.argsort(self.code, kind="stable"), np.concatenate([[0], np.cumsum(self.count)])
+        mean = lambda v: np.bincount(self.code, v, K) / np.maximum(self.count, 1)
+        pt, eta, phi = self.decoded.T
+        self.at = np.where(self.count[:, None] > 0, np.stack([np.exp(mean(np.log(pt))), mean(eta), mean(phi)], 1), self.alone)       # (K, 3)
 
     def rows(self, codes) -> np.ndarray:
-        "Rows of `jet`, `original` and `decoded` with any of `codes`."
-        return np.concatenate([np.arange(self.offsets[c], self.offsets[c + 1]) for c in codes])
+        "Positions in `code`, `jet`, `original` and `decoded` of all constituents with any of `codes`."
+        return np.concatenate([self.order[self.offsets[c]:self.offsets[c + 1]] for c in codes]).astype(int)
 
-    def contexts(self, code:int, n:int=100, seed:int=1) -> np.ndarray: # (n, 3)
-        "What the code would be in `n` jets in which one constituent is replaced by it."
+    def contexts(self, code:int, n:int=50, seed:int=1) -> np.ndarray: # (n, 3)
+        "What the code would be in `n` of the jets, in each of which it replaces one constituent."
         rng = np.random.default_rng(seed)
-        tokens = self.tokenizer.encode(self.jets[rng.integers(len(self.jets), size=n)])
-        counts = ak.to_numpy(ak.num(tokens))
-        flat, at = ak.to_numpy(ak.flatten(tokens)).copy(), np.cumsum(counts) - counts + rng.integers(counts)
+        some = rng.integers(len(self.starts) - 1, size=n)
+        tokens = Ragged(self.code, self.starts)[some]
+        at = tokens.offsets[:-1] + rng.integers(tokens.lengths)
+        flat = tokens.content.copy()
         flat[at] = code
-        return _flat(self.tokenizer.decode(ak.unflatten(flat, counts)))[at]
+        return _flat(self.tokenizer.decode(ak.unflatten(flat, tokens.lengths)))[at]
 
 # %% ../nbs/06_widgets.ipynb #c529d8d5
 GREY, RAMP = "#9e9e9e", ["#440f64", "#472d7b", "#3b518b", "#2c718e", "#21908d", "#27ad81", "#5cc863", "#aadc32", "#e4c62b"]      # viridis, without its palest end
@@ -644,7 +664,7 @@ def code_panels(use:CodeUse, by:str="use",      # colour by use, p_T or jet type
         colours, c, bar = [GREY, *(color(name) for name in CLASSES)], np.where(unused, 0, 1 + share.argmax(0)), None
     else:
         c, low, high = _ramp(np.log10(pt if by == "p_T" else np.maximum(use.count, 1)), unused if by == "use" else np.zeros(use.size, bool))
-        colours, bar = [GREY, *RAMP], ("p_T [GeV]" if by == "p_T" else "use", f"{10 ** low:.3g}", f"{10 ** high:.3g}", RAMP)
+        colours, bar = [GREY, *RAMP], ("p_T [GeV]" if by == "p_T" else "use", *(f"{10 ** v:,.0f}" if v > 2 else f"{10 ** v:.3g}" for v in (low, high)), RAMP)
     # a few points are drawn large, thousands small; the often used ones last
     ids = ids[np.argsort(use.count[ids], kind="stable")]
     points = lambda x, y: {"mark": "points", "x": x[ids], "y": y[ids], "c": c[ids], "colors": colours, "size": 3.5 if use.size <= 1024 else 2.2, "ids": ids}
@@ -673,7 +693,7 @@ def contexts_panel(use:CodeUse, codes, extra=None) -> dict:
     middle = np.median(around, 0)
     half = max(0.1, 1.1 * np.quantile(np.abs(around - middle), 0.98))
     return panel(axis("η_rel", (middle[0] - half, middle[0] + half)), axis("φ_rel", (middle[1] - half, middle[1] + half)),
-                 cloud(use.original[rows], ORIGINAL, "constituents", 2.0), cloud(decoded, RECONSTRUCTED, "reconstructions" if extra is None else "if put into jets", 2.4),
+                 cloud(use.original[rows], ORIGINAL, "original", 2.0), cloud(decoded, RECONSTRUCTED, "reconstructed" if extra is None else "put into jets", 2.4),
                  title="its contexts", size=(320, 320))
 
 # %% ../nbs/06_widgets.ipynb #4ef1f48e
@@ -684,7 +704,7 @@ class _TokenExplorer(W.VBox):
         next(steps)                                                                 # enough for a first picture, the others follow
         self.use.collect()
         self.codes, self.shown = [int(self.use.count.argmax())], None
-        self.by = W.ToggleButtons(options=["use", "p_T", "jet type"], description="colour", style={"button_width": "80px", "description_width": "50px"})
+        self.by = W.ToggleButtons(options=["use", "p_T", "jet type"], description="colour", style={"button_width": "80px", "description_width": "50px"}, layout=W.Layout(width="330px"))
         marks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
         self.pt = W.SelectionRangeSlider(options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1), description="p_T [GeV]", continuous_update=False, layout=W.Layout(width="330px"))
         self.number = W.BoundedIntText(value=self.codes[0], min=0, max=self.use.size - 1, description="code", layout=W.Layout(width="170px"))
@@ -724,51 +744,56 @@ class _TokenExplorer(W.VBox):
         self.detail(again=True)
         return time.perf_counter()
 
-    def redraw(self):
-        "The scatters."
-        for canvas, p in zip(self.scatters, code_panels(self.use, self.by.value, self.pt.value)): canvas.panel = p
-        chips = [("unused", GREY)] + [(CLASS_NAMES[k], color(CLASSES[k])) for k in np.unique(self.use.label)] if self.by.value == "jet type" else []
-        self.legend.value = "  ".join(f"<span style='white-space:nowrap'><b style='color:{c}'>■</b> {name}</span>" for name, c in chips)
+# %% ../nbs/06_widgets.ipynb #4f0b7d52
+@patch
+def redraw(self:_TokenExplorer):
+    "The scatters."
+    for canvas, p in zip(self.scatters, code_panels(self.use, self.by.value, self.pt.value)): canvas.panel = p
+    chips = [("unused", GREY)] + [(CLASS_NAMES[k], color(CLASSES[k])) for k in np.unique(self.use.label)] if self.by.value == "jet type" else []
+    self.legend.value = "  ".join(f"<span style='white-space:nowrap'><b style='color:{c}'>■</b> {name}</span>" for name, c in chips)
 
-    def detail(self, again=False):
-        "The panels of the code that is pointed at, or of those selected."
-        one = self.scatters[0]
-        codes = [one.hover] if one.hover >= 0 else list(one.selected) or self.codes
-        if codes == self.shown and not again: return
-        if codes != self.shown: self.jet_at = 0
-        self.codes, self.shown, use = list(one.selected) or self.codes, codes, self.use
-        if len(one.selected) == 1 and one.hover < 0: self.number.value = one.selected[0]
-        rows = use.rows(codes)
-        self.having, total = np.unique(use.jet[rows]), max(int(use.count.sum()), 1)
-        name = f"code {codes[0]}" if len(codes) == 1 else f"{len(codes)} codes: {', '.join(map(str, codes[:8]))}{' …' if len(codes) > 8 else ''}"
-        few = len(rows) < 10 and len(codes) == 1
-        extra = use.contexts(codes[0]) if few else None
-        pt, out = use.original[rows, 0], (extra if few else use.decoded[rows])[:, 0]
-        spread = lambda v: f"{np.median(v):.3g} ({np.quantile(v, 0.16):.3g}–{np.quantile(v, 0.84):.3g})" if len(v) else "–"
-        self.title.value = (f"<h4>{name}</h4>used {len(rows):,} times, {100 * len(rows) / total:.3g} % of {total:,} constituents, in {len(self.having):,} of {use.done:,} jets; "
-                            f"p<sub>T</sub> {spread(pt)} GeV → {spread(out)} GeV (median, central 68 %){'; contexts: put into 100 jets' if few else ''}")
-        self.bars.panel, self.cloud.panel = use_panel(use, codes), contexts_panel(use, codes, extra)
-        self.turn(0)
+@patch
+def detail(self:_TokenExplorer, again=False):
+    "The panels of the code that is pointed at, or of those selected."
+    one = self.scatters[0]
+    codes = [one.hover] if one.hover >= 0 else list(one.selected) or self.codes
+    if len(one.selected) == 1: self.number.value = one.selected[0]
+    if codes == self.shown and not again: return
+    if codes != self.shown: self.jet_at = 0
+    self.codes, self.shown, use = list(one.selected) or self.codes, codes, self.use
+    rows = use.rows(codes)
+    self.having, total = np.unique(use.jet[rows]), max(int(use.count.sum()), 1)
+    name = f"code {codes[0]}" if len(codes) == 1 else f"{len(codes)} codes: {', '.join(map(str, codes[:8]))}{' …' if len(codes) > 8 else ''}"
+    few = len(rows) < 10 and len(codes) == 1
+    extra = use.contexts(codes[0]) if few else None
+    pt, out = use.original[rows, 0], (extra if few else use.decoded[rows])[:, 0]
+    spread = lambda v: f"{np.median(v):.3g} ({np.quantile(v, 0.16):.3g}–{np.quantile(v, 0.84):.3g})" if len(v) else "–"
+    self.title.value = (f"<h4>{name}</h4>used {len(rows):,} times, {100 * len(rows) / total:.3g} % of {total:,} constituents, in {len(self.having):,} of {use.done:,} jets; "
+                        f"p<sub>T</sub> {spread(pt)} GeV → {spread(out)} GeV (median, central 68 %){'; too rare, so put into 50 jets' if few else ''}")
+    self.bars.panel, self.cloud.panel = use_panel(use, codes), contexts_panel(use, codes, extra)
+    self.turn(0)
 
-    def turn(self, by):
-        "Another of the jets that contain the code."
-        if not len(self.having):
-            self.jet_title.value, self.jet.panel, self.jet.selected = "in no jet", jet_panel(self.use.jets.constituents[0][:0], size=(320, 320)), []
-            return
-        self.jet_at = (self.jet_at + by) % len(self.having)
-        i = self.having[self.jet_at]
-        jet = self.use.jets[i:i + 1]
-        tokens = self.use.tokenizer.encode(jet)
-        self.jet.panel = jet_panel(jet.constituents[0], self.use.tokenizer.decode(tokens)[0], size=(320, 320))
-        self.jet.selected = np.flatnonzero(np.isin(np.asarray(tokens[0]), self.shown)).tolist()
-        self.jet_title.value = f"jet {self.jet_at + 1:,} of {len(self.having):,} with it, {CLASS_NAMES[self.use.label[i]]}"
+@patch
+def turn(self:_TokenExplorer, by):
+    "Another of the jets that contain the code."
+    if not len(self.having):
+        self.jet_title.value, self.jet.panel, self.jet.selected = "in no jet", jet_panel(self.use.jets.constituents[0][:0], size=(320, 320)), []
+        return
+    self.jet_at = (self.jet_at + by) % len(self.having)
+    i = self.having[self.jet_at]
+    part = slice(self.use.starts[i], self.use.starts[i + 1])
+    self.jet.panel = jet_panel(self.use.jets.constituents[i], dict(zip(FEATURES, self.use.decoded[part].T)), size=(320, 320))
+    self.jet.selected = np.flatnonzero(np.isin(self.use.code[part], self.shown)).tolist()
+    self.jet_title.value = f"jet {self.jet_at + 1:,} of {len(self.having):,} with it, {CLASS_NAMES[self.use.label[i]]}"
 
-    def table(self) -> dict:
-        "One row a code."
-        use = self.use
-        return {"code": np.arange(use.size), "used": use.count, **dict(zip(("component_1", "component_2"), use.latent.T)), **dict(zip(FEATURES, use.at.T)),
-                **{f"used_{CLASSES[k]}": use.by_type[k] for k in np.unique(use.label)}}
+@patch
+def table(self:_TokenExplorer) -> dict:
+    "One row a code."
+    use = self.use
+    return {"code": np.arange(use.size), "used": use.count, **dict(zip(("component_1", "component_2"), use.latent.T)), **dict(zip(FEATURES, use.at.T)),
+            **{f"used_{CLASSES[k]}": use.by_type[k] for k in np.unique(use.label)}}
 
+# %% ../nbs/06_widgets.ipynb #06005630
 def TokenExplorer(tokenizer=SHIPPED["tokenizer"], # a tokenizer, its folder or name
                   jets=None,                      # jets to tokenize; None: the sample that comes with omnijet
                  ):
@@ -911,61 +936,73 @@ class _GenerationPlayground(W.VBox):
         for name, value in self.options().items(): setattr(self.growing, name, value)
         self.show()
 
-    def new(self, number:int|None=None):
-        "Begin the next jet of the seed."
-        self.growing = Growing(self.model, self.tokenizer, self.seed.value, self.growing.number + 1 if number is None else number, **self.options())
-        self.show()
+# %% ../nbs/06_widgets.ipynb #b76c5d92
+@patch
+def new(self:_GenerationPlayground, number:int|None=None):
+    "Begin the next jet of the seed."
+    self.growing = Growing(self.model, self.tokenizer, self.seed.value, self.growing.number + 1 if number is None else number, **self.options())
+    self.show()
 
-    def step(self):
-        if not self.growing.finished: self.growing.draw()
-        self.show()
+@patch
+def step(self:_GenerationPlayground):
+    if not self.growing.finished: self.growing.draw()
+    self.show()
 
-    def undo(self):
-        self.growing.undo()
-        self.show()
+@patch
+def undo(self:_GenerationPlayground):
+    self.growing.undo()
+    self.show()
 
-    def finish(self):
-        while not self.growing.finished: self.growing.draw()
-        self.show()
+@patch
+def finish(self:_GenerationPlayground):
+    while not self.growing.finished: self.growing.draw()
+    self.show()
 
-    def choose(self, token):
-        self.growing.add(token)
-        self.show()
+@patch
+def choose(self:_GenerationPlayground, token):
+    self.growing.add(token)
+    self.show()
 
-    def show(self):
-        "Draw the jet and what may come next."
-        g = self.growing
-        tokens, p = ([], np.zeros(0)) if g.finished else g.expected()
-        mass = jet_mass(self.tokenizer.decode([g.codes]))[0] if g.codes else 0
-        self.bars.hover = -1
-        self.bars.selected = []
-        self.bars.panel, self.plane.panel = expected_panel(g, tokens, p), growing_panel(g, tokens, p)
-        self.title.value = f"<h4>seed {g.seed}, jet {g.number} · {len(g.codes)} constituents · {mass:.1f} GeV{' · stopped' if g.finished else ''}</h4>"
-        self.sequence.value = "<div class='tokens'><span>start</span>" + "".join(f"<span>{c}</span>" for c in g.codes) + ("<span>stop</span>" if g.finished else "") + "</div>"
+@patch
+def show(self:_GenerationPlayground):
+    "Draw the jet and what may come next."
+    g = self.growing
+    tokens, p = ([], np.zeros(0)) if g.finished else g.expected()
+    mass = jet_mass(self.tokenizer.decode([g.codes]))[0] if g.codes else 0
+    self.bars.hover = -1
+    self.bars.selected = []
+    self.bars.panel, self.plane.panel = expected_panel(g, tokens, p), growing_panel(g, tokens, p)
+    self.title.value = f"<h4>seed {g.seed}, jet {g.number} · {len(g.codes)} constituents · {mass:.1f} GeV{' · stopped' if g.finished else ''}</h4>"
+    self.sequence.value = "<div class='tokens'><span>start</span>" + "".join(f"<span>{c}</span>" for c in g.codes) + ("<span>stop</span>" if g.finished else "") + "</div>"
 
-    def jet_table(self): return {"code": np.array(self.growing.codes, int), **{name: ak.to_numpy(self.growing.constituents()[name]) for name in FEATURES}}
+@patch
+def jet_table(self:_GenerationPlayground): return {"code": np.array(self.growing.codes, int), **{name: ak.to_numpy(self.growing.constituents()[name]) for name in FEATURES}}
 
-    def generate(self):
-        "Make many jets in the background."
-        self.work.start(self.generating(self.number.value, self.seed.value, self.options()), self.number.value, "jets")
+# %% ../nbs/06_widgets.ipynb #92a11b3d
+@patch
+def generate(self:_GenerationPlayground):
+    "Make many jets in the background."
+    self.work.start(self.generating(self.number.value, self.seed.value, self.options()), self.number.value, "jets")
 
-    def generating(self, n, seed, options, batch:int=20):
-        if self.real is None:
-            real = self.tokenizer.decode(self.tokenizer.encode(self.jets))
-            self.real = {"mass": jet_mass(real), "count": n_constituents(real), "label": np.asarray(self.jets.label)}
-        chosen = slice(None) if options["jet_class"] is None else self.real["label"] == CLASSES.index(options["jet_class"])
-        real = {k: self.real[k][chosen] for k in ("mass", "count")}
-        made, last = [], 0
-        for first in range(0, n, batch):
-            made.append(self.tokenizer.decode(self.model.generate(min(batch, n - first), seed=seed, first=first, batch_size=batch, progress=False, **options)))
-            done = min(first + batch, n)
-            if time.perf_counter() - last > 0.3 or done == n:                        # three pictures a second are enough
-                all_made = ak.concatenate(made)
-                self.made = {"mass": jet_mass(all_made), "count": n_constituents(all_made)}
-                for canvas, p in zip(self.histograms, generated_panels(real, self.made)): canvas.panel = p
-                last = time.perf_counter()
-            yield done
+@patch
+def generating(self:_GenerationPlayground, n, seed, options, batch:int=20):
+    if self.real is None:
+        real = self.tokenizer.decode(self.tokenizer.encode(self.jets))
+        self.real = {"mass": jet_mass(real), "count": n_constituents(real), "label": np.asarray(self.jets.label)}
+    chosen = slice(None) if options["jet_class"] is None else self.real["label"] == CLASSES.index(options["jet_class"])
+    real = {k: self.real[k][chosen] for k in ("mass", "count")}
+    made, last = [], 0
+    for first in range(0, n, batch):
+        made.append(self.tokenizer.decode(self.model.generate(min(batch, n - first), seed=seed, first=first, batch_size=batch, progress=False, **options)))
+        done = min(first + batch, n)
+        if time.perf_counter() - last > 0.3 or done == n:                        # three pictures a second are enough
+            all_made = ak.concatenate(made)
+            self.made = {"mass": jet_mass(all_made), "count": n_constituents(all_made)}
+            for canvas, p in zip(self.histograms, generated_panels(real, self.made)): canvas.panel = p
+            last = time.perf_counter()
+        yield done
 
+# %% ../nbs/06_widgets.ipynb #8009b7b7
 def GenerationPlayground(model=SHIPPED["backbone"],           # a GenerativeModel, its folder or name
                          tokenizer=SHIPPED["its tokenizer"],  # the tokenizer it was trained with, its folder or name
                          jets=None,                           # real jets to compare with; None: the sample that comes with omnijet

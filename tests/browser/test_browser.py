@@ -1,0 +1,346 @@
+"""The widgets as a user meets them: JupyterLab on a free port, headless Chromium, clicks.
+
+Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read a run are opened on a copy of the finished run OMNIJET_TEST_RUN
+(default: runs/smoke)."""
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+MISSING = [name for name, there in {"chromium": CHROMIUM, "playwright": find_spec("playwright"), "jupyterlab": find_spec("jupyterlab")}.items() if not there]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here: the widgets are not tested in a browser")
+
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+RUN = Path(os.environ.get("OMNIJET_TEST_RUN") or ROOT / "runs" / "smoke")
+MINUTE = 60_000                                                                     # Playwright counts milliseconds
+
+
+class Notebook:
+    "A notebook opened in JupyterLab."
+
+    def __init__(self, page):
+        self.page, self.errors = page, []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+
+    def open(self, url):
+        self.page.goto(url)
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=2 * MINUTE)
+        self.idle()
+
+    def idle(self, timeout=2 * MINUTE):
+        self.page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=timeout)
+
+    def command(self, name, arguments="{}", wait=True):
+        self.page.evaluate(f"() => {{ const done = window.jupyterapp.commands.execute('{name}', {arguments}); {'return done.then(() => null);' if wait else ''} }}")
+
+    def cells(self):
+        "(source, names of errors, has outputs) of each code cell."
+        return self.page.evaluate("""() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code').map(c => {
+            const outputs = c.model.outputs.toJSON();
+            return [c.model.sharedModel.source, outputs.filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`), outputs.length > 0]; })""")
+
+    def failures(self):
+        return [f"{source.splitlines()[0]}: {error}" for source, errors, _ in self.cells() for error in errors]
+
+    def widget(self, source):
+        "Bring the cell with this last line into view; its outputs."
+        found = self.page.evaluate("""async source => {
+            const book = window.jupyterapp.shell.currentWidget.content, i = book.widgets.findIndex(c => c.model.sharedModel.source.trim().split("\\n").pop().startsWith(source));
+            if (i < 0) return false;
+            await book.scrollToItem(i, 'start');
+            book.widgets[i].node.setAttribute('data-cell', i);
+            return String(i); }""", source)
+        assert found, f"no cell ends with {source}"
+        cell = self.page.locator(f'[data-cell="{found}"]')
+        cell.locator(".jp-OutputArea-output").first.wait_for(timeout=MINUTE)
+        return cell
+
+    def shot(self, name, part=None):
+        if not os.environ.get("OMNIJET_SCREENSHOTS"):
+            return
+        folder = Path(os.environ["OMNIJET_SCREENSHOTS"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (part or self.page).screenshot(path=folder / f"{name}.png")
+
+
+def point_at_a_mark(page, canvas, step=9):
+    "Move the mouse over a canvas until its tooltip shows; (what the tooltip says, x, y)."
+    box = canvas.bounding_box()
+    for y in range(40, int(box["height"]) - 45, step):
+        for x in range(60, int(box["width"]) - 15, step):
+            page.mouse.move(box["x"] + x, box["y"] + y)
+            if canvas.locator(".omnijet-tip").is_visible():
+                return canvas.locator(".omnijet-tip").inner_text(), box["x"] + x, box["y"] + y
+    raise AssertionError("nothing to point at")
+
+
+def pixels(canvas):
+    return canvas.locator("canvas").first.evaluate("c => c.toDataURL()")
+
+
+def says(locator, text, timeout=MINUTE):
+    "Wait until something that the user can read matches `text`, a regular expression."
+    from playwright.sync_api import expect
+
+    expect(locator).to_have_text(re.compile(text), timeout=timeout, use_inner_text=True)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab on a copy of the chapters; the address of a notebook in it."
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "nbs").mkdir()
+    for path in (ROOT / "nbs").glob("*.ipynb"):
+        shutil.copy(path, folder / "nbs")
+    if (RUN / "results.json").exists():
+        shutil.copytree(RUN, folder / "runs" / "smoke", ignore=shutil.ignore_patterns("notebooks"))
+    quiet = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    environment = {k: v for k, v in os.environ.items() if k != "OMNIJET_HEADLESS"} | {
+        "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTER_TOKEN": token}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+               f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    with open(folder / "lab.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            assert server.poll() is None, (folder / "lab.log").read_text()
+            with socket.socket() as trial:
+                trial.settimeout(1)
+                if trial.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/nbs/{name}.ipynb?reset&token={token}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def chapter(lab, browser):
+    "The widgets chapter, all cells run."
+    book = Notebook(browser.new_page(viewport={"width": 1400, "height": 1500}))
+    book.open(lab("06_widgets"))
+    book.command("application:toggle-left-area")
+    book.command("notebook:run-all-cells")
+    book.idle(5 * MINUTE)
+    assert not book.failures()
+    yield book
+    assert not book.errors
+
+
+def test_next_jet_changes_the_title(chapter):
+    cell = chapter.widget("JetBrowser(jets)")
+    title = cell.locator("h4").first
+    says(title, r"q/g · jet 0 ·")
+    before = pixels(cell.locator(".omnijet-canvas").first)
+    cell.get_by_role("button", name="Next").click()
+    says(title, r"q/g · jet 1 ·")
+    cell.locator(".omnijet-canvas").first.click(position={"x": 60, "y": 60})
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        chapter.page.keyboard.press(key)
+    says(title, r"q/g · jet 2 ·")
+    assert pixels(cell.locator(".omnijet-canvas").first) != before
+    cell.locator("select").select_option(label="t → bqq′")
+    says(title, r"t → bqq′ · jet 1600 ·")
+    point_at_a_mark(chapter.page, cell.locator(".omnijet-canvas").first)
+    says(cell.locator("tr.here").first, r"^\d+\s")
+    chapter.shot("jet_browser", cell)
+
+
+@pytest.mark.parametrize("kind, begins", [("PNG", b"\x89PNG"), ("PDF", b"%PDF"), ("CSV", b'"position"'), ("Parquet", b"PAR1")])
+def test_one_button_saves_the_picture_and_its_data(chapter, kind, begins):
+    cell = chapter.widget("JetBrowser(jets)")
+    with chapter.page.expect_download() as download:
+        cell.get_by_role("button", name=kind).click()
+    assert download.value.suggested_filename == f"jet.{kind.lower()}"
+    assert Path(download.value.path()).read_bytes().startswith(begins)
+
+
+def test_selecting_a_code_shows_its_number_and_its_count(chapter):
+    import awkward as ak
+    import numpy as np
+
+    from playwright.sync_api import expect
+
+    from omnijet.data import sample_jets
+    from omnijet.vqvae import BinnedTokenizer
+
+    codes = np.asarray(ak.flatten(BinnedTokenizer((8, 8, 8)).encode(sample_jets(max_jets=200))))
+    cell, page = chapter.widget("TokenExplorer(grid, jets)"), chapter.page
+    title = cell.locator(".omnijet-html", has=page.locator("h4")).first
+    says(cell, "2,000 of 2,000 jets")
+    number = cell.locator("input[type=number]").first
+    number.fill("290")
+    number.press("Enter")
+    says(title, rf"code 290\s+used {(codes == 290).sum():,} times")
+    chapter.shot("token_explorer", cell)
+
+    scatter = cell.locator(".omnijet-canvas").nth(1)
+    scatter.scroll_into_view_if_needed()
+    before = pixels(cell.locator(".omnijet-canvas").nth(4))
+    said, x, y = point_at_a_mark(page, scatter)
+    code = int(re.fullmatch(r"code (\d+)", said)[1])
+    assert code != 290
+    says(title, rf"code {code}\s+used {(codes == code).sum():,} times")               # pointing at it is enough
+    page.mouse.click(x, y)
+    page.mouse.move(x, scatter.bounding_box()["y"] + 5)
+    says(title, rf"code {code}\s+used {(codes == code).sum():,} times")               # and a click keeps it
+    expect(number).to_have_value(str(code))
+    assert pixels(cell.locator(".omnijet-canvas").nth(4)) != before
+
+    box = scatter.bounding_box()                                                     # a lasso around nearly everything
+    corners = [(60, 40), (box["width"] - 20, 40), (box["width"] - 20, box["height"] - 60), (60, box["height"] - 60), (60, 50)]
+    page.mouse.move(box["x"] + corners[0][0], box["y"] + corners[0][1])
+    page.mouse.down()
+    for dx, dy in corners[1:]:
+        page.mouse.move(box["x"] + dx, box["y"] + dy, steps=5)
+    page.mouse.up()
+    says(title, r"\d\d+ codes: ")
+    cell.get_by_role("button", name="jet type").click()
+    says(cell, "unused")
+    chapter.shot("token_explorer_by_type", cell)
+
+
+def test_a_jet_grows_and_generating_changes_the_histogram(chapter):
+    cell, page = chapter.widget("GenerationPlayground(small, grid, jets)"), chapter.page
+    title, bars = cell.locator("h4").first, cell.locator(".omnijet-canvas").nth(0)
+    says(title, r"jet 0 · 0 constituents")
+    cell.get_by_role("button", name="Step").click()
+    says(title, r"1 constituents")
+    cell.get_by_role("button", name="Step").click()
+    says(title, r"2 constituents")
+    cell.get_by_role("button", name="Undo").click()
+    says(title, r"1 constituents")
+    said, x, y = point_at_a_mark(page, bars)
+    page.mouse.click(x, y)                                                           # by hand
+    says(title, r"2 constituents")
+    says(cell.locator(".tokens span").last, rf"^{said.split(':')[0]}$")
+    chapter.shot("generation_step", cell)
+    cell.get_by_role("button", name="Finish").click()
+    says(title, r"stopped|128 constituents")
+
+    histogram = cell.locator(".omnijet-canvas").nth(2)
+    before = pixels(histogram)
+    number = cell.locator("input[type=number]").last
+    number.fill("60")
+    number.press("Enter")
+    cell.get_by_role("button", name="Generate").click()
+    says(cell, r"60 of 60 jets")
+    canvas = histogram.locator("canvas[role=img]")
+    page.wait_for_function("c => c.getAttribute('aria-label') === 'jet mass of 60 generated jets'", arg=canvas.element_handle())
+    assert pixels(histogram) != before
+    number.fill("100000")
+    number.press("Enter")
+    cell.get_by_role("button", name="Generate").click()
+    says(cell, r"\d+ of 100,000 jets")
+    cell.get_by_role("button", name="Stop").click()
+    says(cell, r"of 100,000 jets, stopped")
+    histogram.scroll_into_view_if_needed()
+    chapter.shot("generation", cell)
+
+
+def test_a_point_of_figure_7_can_be_opened(chapter):
+    cell, page = chapter.widget("TransferExplorer(made_up)"), chapter.page
+    cell.locator("select").first.select_option(label="accuracy")
+    said, x, y = point_at_a_mark(page, cell.locator(".omnijet-canvas").first)
+    page.mouse.click(x, y)
+    says(cell.locator("h4").last, re.escape(said.split(":")[0]))
+    chapter.shot("transfer_explorer", cell)
+
+
+def test_a_missing_model_says_what_to_load(chapter):
+    says(chapter.widget("missing"), r"omnijet/no-such-tokenizer: .*(\n.*)*TokenExplorer\('runs/")
+    says(chapter.widget('TransferExplorer("no-such-run")'), r"run chapter 05_transfer first")
+
+
+def test_dark_theme(chapter):
+    cell = chapter.widget("JetBrowser(jets)")
+    canvas = cell.locator(".omnijet-canvas").first
+    light = pixels(canvas)
+    chapter.command("apputils:change-theme", "{theme: 'JupyterLab Dark'}")
+    chapter.page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    chapter.page.wait_for_timeout(1000)
+    assert pixels(canvas) != light
+    for name, source in (("jet_browser", "JetBrowser(jets)"), ("token_explorer", "TokenExplorer(grid, jets)"), ("generation", "GenerationPlayground(small, grid, jets)"),
+                         ("transfer_explorer", "TransferExplorer(made_up)"), ("missing", "missing")):
+        chapter.shot(f"{name}_dark", chapter.widget(source))
+
+
+def test_after_a_restart_of_the_kernel(chapter):
+    chapter.command("notebook:restart-run-all", wait=False)
+    chapter.page.get_by_role("dialog").get_by_role("button", name=re.compile("restart", re.I)).last.click()
+    chapter.page.wait_for_timeout(2000)
+    chapter.idle(5 * MINUTE)
+    assert not chapter.failures()
+    cell = chapter.widget("JetBrowser(jets)")
+    says(cell.locator("h4").first, r"q/g · jet 0 ·")
+    cell.get_by_role("button", name="Next").click()
+    says(cell.locator("h4").first, r"q/g · jet 1 ·")
+    assert not chapter.errors
+
+
+WIDGETS = {"01_vqvae": ["TokenExplorer(", "JetBrowser("], "04_generation": ["GenerationPlayground("], "05_transfer": ["TransferExplorer("]}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_chapter_with_a_widget(name, lab, browser):
+    if not (RUN / "results.json").exists():
+        pytest.skip(f"no finished run in {RUN}: this chapter needs what a run made (OMNIJET_TEST_RUN)")
+    book = Notebook(browser.new_page(viewport={"width": 1400, "height": 1500}))
+    book.open(lab(name))
+    book.command("notebook:run-all-cells")
+    book.idle(10 * MINUTE)
+    assert not book.failures()
+    for source in WIDGETS[name]:
+        cell = book.widget(source)
+        canvas = cell.locator(".omnijet-canvas").first
+        canvas.wait_for(timeout=MINUTE)
+        before = pixels(canvas)
+        if source == "JetBrowser(":
+            cell.get_by_role("button", name="Next").click()
+            says(cell.locator("h4").first, r"jet 1 ·")
+            assert pixels(canvas) != before
+        elif source == "TokenExplorer(":
+            said, x, y = point_at_a_mark(book.page, canvas)
+            book.page.mouse.click(x, y)
+            says(cell.locator("h4").first, rf"^{said}$")
+        elif source == "GenerationPlayground(":
+            cell.get_by_role("button", name="Step").click()
+            says(cell.locator("h4").first, r"· 1 constituents ·")
+        else:
+            said, x, y = point_at_a_mark(book.page, canvas)
+            book.page.mouse.click(x, y)
+            says(cell.locator("h4").last, re.escape(said.split(":")[0]))
+            says(cell, "1 of 1 trainings|test jets")
+        book.shot(f"{name}_{source.strip('(')}", cell)
+    assert not book.errors
+    book.page.close()
