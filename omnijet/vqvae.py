@@ -134,6 +134,8 @@ def forward(
         mask = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
     with torch.autocast(z.device.type, enabled=False):
         rows = z[mask].float()                                                      # (N, F)
+        if not torch.isfinite(rows).all():
+            raise OmnijetError(f"{(~torch.isfinite(rows)).sum()} components of the encoder's output are not finite: the training diverged, or the features are broken")
         if self.training and hasattr(self, "data_initialized") and not self.data_initialized:
             with torch.no_grad():
                 self._place(slice(None), kmeans(rows, self.num_codes))
@@ -351,7 +353,7 @@ def _map(function, sequences, batch_size, device, progress) -> Ragged:
 def encode(
     self: VQVAE,
     jets: ak.Array,            # jets, or their constituents alone; 1 … 128 each
-    batch_size: int = 512,     # jets
+    batch_size: int = 64,      # jets; more suit a GPU
     progress: bool = False,
 ) -> ak.Array:                 # (n, var) int64, 0 … codebook_size − 1, one token a constituent in the order of the jet
     "Tokens of jets. Raises `OmnijetError` for jets without or with too many constituents, pt ≤ 0 or numbers that are not finite."
@@ -387,7 +389,7 @@ class _evaluating:
 def decode(
     self: VQVAE,
     tokens,                    # (n, var) ints, 0 … codebook_size − 1
-    batch_size: int = 512,     # jets
+    batch_size: int = 64,      # jets; more suit a GPU
     progress: bool = False,
 ) -> ak.Array:                 # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians, in the order of the tokens
     "The constituents that tokens stand for. Raises `OmnijetError` for tokens outside the codebook and for jets without or with more than 128."
@@ -651,7 +653,7 @@ def tokenize_files(
     tokenizer,                 # a tokenizer, or what `load_tokenizer` takes
     data,                      # a file, folder or glob of JetClass columns
     out,                       # folder for <Process>.parquet
-    batch_size: int = 512,     # jets
+    batch_size: int = None,    # jets; None: 64 on a CPU, whose caches they fit, 1024 elsewhere
     progress: bool = True,
 ) -> list:                     # the files written
     "Tokenize files of jets, one file of tokens a process. Raises `OmnijetError` where jets or tokenizer cannot be read."
@@ -660,6 +662,7 @@ def tokenize_files(
         tokenizer = load_tokenizer(tokenizer)
         if isinstance(tokenizer, nn.Module):
             tokenizer.to(device())
+    batch_size = batch_size or (64 if device().type == "cpu" else 1024)
     processes = {}
     for file in jet_files(data):
         stem, _, index = Path(file).stem.rpartition("_")
@@ -680,8 +683,8 @@ class _PaddedBlock(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.attention = nn.MultiheadAttention(width, heads, dropout=0.1, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Dropout(0.1), nn.Linear(width, width))
 
     def forward(self, x, mask):
         x = x * mask[..., None]
@@ -701,21 +704,23 @@ class _PaddedVQVAE(nn.Module):
         self.codebook = nn.Embedding(codebook_size, latent)
         self.scaling = FeatureScaling()
 
-    def codes(self, x, mask):
+    def forward(self, x, mask):
         x = self.into(x)
         for block in self.encoder:
             x = block(x, mask)
         z = self.down(x)                                                            # (B, 128, F)
-        return z, torch.cdist(z.detach().flatten(0, 1), self.codebook.weight.detach()).topk(1, largest=False)[1].view(z.shape[:-1])
+        rows = z.detach().flatten(0, 1).split(1024)
+        codes = torch.cat([torch.cdist(part, self.codebook.weight.detach()).topk(1, largest=False)[1] for part in rows]).view(z.shape[:-1])
+        e = self.codebook(codes)
+        x = self.up(z + (e - z).detach())
+        for block in self.decoder:
+            x = block(x, mask)
+        return self.out(x) * mask[..., None], z, e, codes
 
     def loss(self, batch):
         x, mask = self.scaling.scale(batch["x"]), batch["mask"]
-        z, codes = self.codes(x, mask)
-        e = self.codebook(codes)
-        y = self.up(z + (e - z).detach())
-        for block in self.decoder:
-            y = block(y, mask)
-        return {"loss": (self.out(y) - x)[mask].square().mean() + F.mse_loss(z, e.detach()) + F.mse_loss(z.detach(), e)}
+        reconstruction, z, e, _ = self(x, mask)
+        return {"loss": (reconstruction - x)[mask].square().mean() + F.mse_loss(z, e.detach()) + F.mse_loss(z.detach(), e)}
 
 # %% ../nbs/01_vqvae.ipynb #7c0a0655
 def _train_rate(model, sequences, batch_size, least, length=None, precision=None, compile=False):
@@ -759,7 +764,7 @@ def bench(
     width: int = 128,
     blocks: int = 4,
     heads: int = 8,
-    batch_size: int = 64,     # jets of a training step
+    batch_size: int = 128,    # jets of a training step
     least: float = 8.0,       # seconds each measurement takes at least
 ) -> dict:                    # jets/s of each, and the ratios
     "Throughput of the conditional VQ-VAE against the straightforward implementation, on this machine, on the sample jets of all classes."
@@ -779,8 +784,9 @@ def bench(
             for start in range(0, n, 256):
                 batch = sequences.pad(slice(start, min(start + 256, n)), MAX_CONSTITUENTS)
                 x, mask = (torch.from_numpy(batch[key]).to(where) for key in ("x", "mask"))
-                padded.codes(padded.scaling.scale(x), mask)[1].cpu()
+                padded(padded.scaling.scale(x), mask)[3].cpu()
 
+    padded.eval()
     result["encode, padded + cdist"] = _rate(encode_padded, sequences, least)
     result["encode, omnijet"] = _rate(lambda n: ours.encode(jets[:n]), sequences, least)
     if where.type == "cuda":

@@ -7,11 +7,10 @@ import awkward as ak
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from omnijet.data import OmnijetError, read_metadata, read_tokens, to_columns, write_columns
-from omnijet.vqvae import (VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, nearest,
-                           read_gabbro, tokenize_files)
+from omnijet.vqvae import (VQVAE, BinnedTokenizer, VectorQuant, begin, find_pretrained, kmeans, load_tokenizer, mass_resolution,
+                           nearest, new_tokenizer, read_gabbro, tokenize_files)
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +185,61 @@ def test_kmeans_start():
     assert quantizer.data_initialized and loss < 0.2 * z.var().item()
     assert quantizer.get_codebook().mean().item() == pytest.approx(20, abs=1)
     assert torch.isfinite(kmeans(torch.ones(10, 4), 64)).all()
+
+
+def _one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    quantizer = VectorQuant(4, 256, replace_freq=2)
+    for _ in range(6):
+        quantizer(torch.randn(100 + 50 * rank, 4) + rank)
+    torch.save(quantizer.codebook.weight, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_one_codebook(tmp_path):
+    torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(a, b)
+
+
+def test_broken_features_are_named():
+    with pytest.raises(OmnijetError, match="4 components of the encoder's output are not finite"):
+        VectorQuant(4, 2048)(torch.full((1, 4), torch.nan))
+
+
+# -- training
+
+def test_names_of_tokenizers():
+    jets = some_jets([30] * 20)
+    assert new_tokenizer("conditional-128", width=32, heads=4).codebook_size == 128
+    assert not new_tokenizer("unconditional-64").conditional
+    assert new_tokenizer("binned-7", jets).codebook_size == 343
+    for name in ("conditional", "quantum-512", "conditional-x", "binned-0"):
+        with pytest.raises(OmnijetError, match="expected conditional-K"):
+            new_tokenizer(name, jets)
+
+
+def test_training_resumes_only_what_it_began(tmp_path):
+    begin(tmp_path, {"width": 64})
+    (tmp_path / "last.ckpt").write_text("weights")
+    begin(tmp_path, {"width": 64})
+    assert (tmp_path / "last.ckpt").exists()
+    begin(tmp_path, {"width": 128})
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_tokenizer_learns():
+    from omnijet.data import Ragged
+    from omnijet.training import TrainingConfig, train
+
+    jets = ak.zip({"constituents": some_jets([10, 20, 30] * 60)}, depth_limit=1)
+    model = new_tokenizer("conditional-256", width=16, blocks=1, heads=2)
+    before = mass_resolution(model, jets, bootstrap=0)
+    history = train(model, Ragged.from_jets(jets), config=TrainingConfig(epochs=8, batch_size=16, lr=5e-3), progress=False)
+    after = mass_resolution(model, jets, bootstrap=0)
+    assert history[-1]["train_reconstruction"] < 0.3 * history[0]["train_reconstruction"]
+    assert after["half_width"] < 0.5 * before["half_width"] and after["codes_used"] > 0.9
 
 
 # -- files
