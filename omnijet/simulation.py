@@ -6,9 +6,9 @@
 __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'QUARKS', 'LEPTONS', 'TOP_PAIRS', 'PROCESSES', 'RADIUS', 'HALF_LENGTH', 'FIELD', 'BENDING',
            'FORWARD', 'ENDCAP', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH', 'SPLITS',
            'Process', 'start_pythia', 'Particles', 'stable_particles', 'propagate', 'tracking_efficiency',
-           'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'cluster', 'directions', 'decay_partons',
-           'truth_matched', 'jetclass_columns', 'stream', 'simulate', 'Shard', 'make_shard', 'simulate_files', 'bench',
-           'shapes', 'two_sample_auc']
+           'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'four_momenta', 'cluster', 'directions',
+           'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'simulate', 'Shard',
+           'make_shard', 'simulate_files', 'bench', 'shapes', 'two_sample_auc']
 
 # %% ../nbs/00a_simulation.ipynb #0277b00f
 import itertools
@@ -317,6 +317,17 @@ def detect(
 JET_RADIUS, JET_PT, JET_ETA = 0.8, (500.0, 1000.0), 2.0
 
 
+def four_momenta(
+    objects: Particles,
+    groups,  # var indices into `objects`, or the numbers of them that follow on one another
+) -> ak.Array:  # var * Momentum4D
+    "Four-momenta of groups of objects, for FastJet."
+    if isinstance(groups, ak.Array):
+        objects, groups = objects[ak.to_numpy(ak.flatten(groups))], ak.num(groups)
+    px, py, pz = objects.momentum
+    return ak.unflatten(ak.zip({"px": px, "py": py, "pz": pz, "E": objects.energy}, with_name="Momentum4D"), groups)
+
+
 def cluster(
     objects: Particles,
     n_events: int,
@@ -326,9 +337,7 @@ def cluster(
 
     fastjet._swig.ClusterSequence.set_fastjet_banner_stream(None)
     counts = np.bincount(objects.event, minlength=n_events)
-    px, py, pz = objects.momentum
-    momenta = ak.zip({"px": px, "py": py, "pz": pz, "E": objects.energy}, with_name="Momentum4D")
-    sequence = fastjet.ClusterSequence(ak.unflatten(momenta, counts), fastjet.JetDefinition(fastjet.antikt_algorithm, JET_RADIUS))
+    sequence = fastjet.ClusterSequence(four_momenta(objects, counts), fastjet.JetDefinition(fastjet.antikt_algorithm, JET_RADIUS))
     jets = sequence.inclusive_jets(min_pt=JET_PT[0])
     members = sequence.constituent_index(min_pt=JET_PT[0]) + (np.cumsum(counts) - counts)
     event = np.repeat(np.arange(n_events), ak.num(jets))
@@ -421,6 +430,19 @@ def jetclass_columns(
     columns |= {name: np.full(len(counts), name == label) for name in LABELS}
     return ak.zip(columns, depth_limit=1)
 
+# %% ../nbs/00a_simulation.ipynb #db3c989f
+def substructure(
+    momenta: ak.Array,  # four-momenta of each jet's constituents, var
+) -> dict:  # {jet_sdmass, jet_tau1 … jet_tau4: (n_jets,) float32}
+    "Soft-drop mass and N-subjettiness as JetClass has them (β = 1, R = 0.8)."
+    import fastjet
+
+    whole = 5.0  # a radius that holds all of a jet
+    groomed = fastjet.ClusterSequence(momenta, fastjet.JetDefinition(fastjet.cambridge_algorithm, whole)).exclusive_jets_softdrop_grooming(R0=JET_RADIUS)
+    tau = fastjet.ClusterSequence(momenta, fastjet.JetDefinition(fastjet.kt_algorithm, whole)).njettiness(njets=[1, 2, 3, 4], R0=JET_RADIUS)
+    columns = {"jet_sdmass": np.maximum(ak.to_numpy(groomed.msoftdrop), 0), **{f"jet_tau{n + 1}": ak.to_numpy(tau[:, n]) for n in range(4)}}
+    return {name: values.astype(np.float32) for name, values in columns.items()}
+
 # %% ../nbs/00a_simulation.ipynb #2db7381c
 BATCH = 50  # events at a time
 
@@ -429,7 +451,7 @@ def stream(
     process: str,  # one of `CLASSES`
     seed: int,
     settings=(),  # further Pythia settings
-):  # yields JetClass columns of the jets of one batch of events after another
+):  # yields (JetClass columns, four-momenta of the constituents) of the jets of one batch of events after another
     "Endless simulated jets."
     pythia, hook = start_pythia(process, settings, 1 + seed % 900_000_000)
     label, resonance = LABELS[CLASSES.index(process)], PROCESSES[process].resonance
@@ -442,7 +464,7 @@ def stream(
             _, eta, phi = directions(*momentum[:3])
             good = truth_matched((event, eta, phi), decay_partons(events, resonance))
             members, momentum = members[good], momentum[:, good]
-        yield jetclass_columns(label, objects, surface_eta, members, momentum)
+        yield jetclass_columns(label, objects, surface_eta, members, momentum), four_momenta(objects, members)
 
 
 def simulate(
@@ -459,12 +481,15 @@ def simulate(
     """
     process = CLASSES[class_indices(process)[0]]
     first = zlib.crc32(f"{seed} {process}".encode())  # consecutive shards take consecutive seeds: no two shards the same
-    parts, missing = [], n
-    for columns in stream(process, first + shard, settings):
-        parts.append(columns[:missing])
-        missing -= len(parts[-1])
-        if missing <= 0:
-            return ak.concatenate(parts)
+    parts, made = [], 0
+    for part in stream(process, first + shard, settings):
+        parts.append(part)
+        made += len(part[0])
+        if made >= n:
+            break
+    columns, momenta = (ak.concatenate(part)[:n] for part in zip(*parts))
+    inside = substructure(momenta)
+    return ak.zip({**{name: columns[name] for name in columns.fields}, **inside}, depth_limit=1)
 
 # %% ../nbs/00a_simulation.ipynb #7a085eba
 @dataclass(frozen=True)
@@ -593,7 +618,7 @@ def bench(
     "Print and return jets a second, Pythia's share of the time, the gain from a second core, and how a worker's memory grows with n."
     begin = time.perf_counter()
     made, batches = 0, 0
-    for columns in stream(process, seed):
+    for columns, _ in stream(process, seed):
         made, batches = made + len(columns), batches + 1
         if made >= n:
             break

@@ -144,6 +144,16 @@ def test_jets_agree_with_plain_anti_kt():
         assert e == k and m == own and np.allclose(q, total)
 
 
+def test_substructure_of_a_jet_known_by_hand():
+    "Two hard prongs and one soft particle at a wide angle, which soft drop removes."
+    p = particles([300.0, 200.0, 5.0], [0.0, 0.0, 0.0], [0.0, 0.3, -0.6], 0, mass=0.0)
+    found = simulation.substructure(simulation.four_momenta(p, [3]))
+    assert found["jet_sdmass"][0] == pytest.approx(np.sqrt(2 * 300 * 200 * (1 - np.cos(0.3))), rel=1e-5)
+    assert found["jet_tau2"][0] == pytest.approx(5 * 0.6 / (505 * 0.8), rel=0.02)
+    assert found["jet_tau1"][0] == pytest.approx((200 * 0.3 + 5 * 0.6) / (505 * 0.8), rel=0.02)  # the axis of least sum lies on the hardest
+    assert found["jet_tau3"][0] == pytest.approx(0, abs=1e-6) and found["jet_tau4"][0] == pytest.approx(0, abs=1e-6)
+
+
 def plain_partons(event, resonance):
     "The visible decay partons of each resonance of one event, particle after particle."
     prt = event.prt.to_list()
