@@ -10,7 +10,7 @@ __all__ = ['STRATEGIES', 'MEMORY', 'PAPER', 'METRICS', 'ClassificationHead', 'cl
            'finetune_files']
 
 # %% ../nbs/05_transfer.ipynb #21539ef6
-import copy, functools, hashlib, itertools, json, multiprocessing, os, shutil, time
+import copy, functools, hashlib, itertools, json, multiprocessing, multiprocessing.connection, os, shutil, threading, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -349,6 +349,13 @@ def train_one(task:dict) -> dict:
         return {**{k: task[k] for k in ("strategy", "size", "seed")}, "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
 
 # %% ../nbs/05_transfer.ipynb #2f9020ee
+def _leave_with_parent():
+    "End this worker process when the process that started it is gone, even by kill -9."
+    def wait():
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+
 def _digest(*paths) -> str:
     "Hash of files, by their contents."
     digest = hashlib.sha256()
@@ -379,7 +386,8 @@ def sweep(backbone,                   # folder or name of a GenerativeModel
           workers:int|None=None,      # processes; None: as the machine allows
           executor=None,              # any concurrent.futures executor in place of local processes
           progress:bool=True,
-          **settings,                 # epochs and fields of TrainingConfig other than the paper's, see `fine_tuning`
+          epochs:int|dict=1000,       # at most; or {size: epochs}
+          **settings,                 # fields of TrainingConfig other than the paper's, see `fine_tuning`
          ) -> list[dict]:             # one result a training
     """Train for every size, strategy and seed, and evaluate each on the same test jets (paper, figure 7).
 
@@ -393,7 +401,7 @@ def sweep(backbone,                   # folder or name of a GenerativeModel
     workers = workers or workers_here()
     tasks = []
     for size, strategy, seed in itertools.product(sorted(sizes, reverse=True), strategies, seeds):              # the long ones first
-        config = asdict(fine_tuning(size, **{**settings, "seed": seed}))
+        config = asdict(fine_tuning(size, epochs[size] if isinstance(epochs, dict) else epochs, **{**settings, "seed": seed}))
         tasks.append({"out": str(out / f"{strategy}_{size}_seed{seed}"), "strategy": strategy, "size": size, "seed": seed, "config": config, "classes": classes,
                       "backbone": backbone, "run_dir": str(run_dir), "n_val": n_val, "n_test": n_test, "threads": 1 if device().type == "cpu" else None,
                       "inputs": json.loads(json.dumps({**inputs, "config": config}))})
@@ -401,8 +409,8 @@ def sweep(backbone,                   # folder or name of a GenerativeModel
     waiting = [task for task in tasks if not _finished(task)]
     out.mkdir(parents=True, exist_ok=True)
     if waiting:
-        from omnijet.transfer import train_one                               # by its module: other processes cannot look into a notebook
-        pool = executor or ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn"))
+        from omnijet.transfer import _leave_with_parent, train_one           # by their module: other processes cannot look into a notebook
+        pool = executor or ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
         try:
             futures = {pool.submit(train_one, task): task for task in waiting}
             for future in tqdm(as_completed(futures), total=len(tasks), initial=len(results), desc="trainings", disable=not progress):
@@ -446,11 +454,13 @@ def plot_sweep(results:list[dict], metrics=("auc", "accuracy", "rejection_50"), 
             if not len(sizes): continue
             ax.plot(sizes, mean, "o-", color=color(name), label=name)
             ax.fill_between(sizes, mean - np.nan_to_num(spread), mean + np.nan_to_num(spread), color=color(name), alpha=0.2, lw=0)
-            if metric == "accuracy" and paper and strategy in PAPER:
-                ax.plot(*zip(*[point for point in PAPER[strategy].items() if point[0] in sizes]), "x", ms=11, mew=2.5, color=color(name))
+            points = [(n, value) for n, value in PAPER.get(strategy, {}).items() if n in sizes]
+            if metric == "accuracy" and paper and points: ax.plot(*zip(*points), "x", ms=11, mew=2.5, color=color(name), label=f"paper, {name}")
         ax.set_xscale("log"); ax.set_xlabel("training jets"); ax.set_ylabel(METRICS[metric])
+        every = sorted({r["size"] for r in results})
+        ax.set_xticks(every, [f"{n:,}" for n in every]); ax.minorticks_off()
+        ax.legend(fontsize="x-small")
         if metric.startswith("rejection"): ax.set_yscale("log")
-    axes[0, 0].legend(fontsize="x-small")
     return fig
 
 # %% ../nbs/05_transfer.ipynb #aad97ff7
