@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BINS', 'generate_files', 'mixture', 'w1', 'w1_with_error', 'quantile_kl', 'auc_with_error', 'classifier_test',
-           'pt_map', 'nearest_distance', 'share_of_copies', 'EPiCLayer', 'FlowMatching', 'compare_observables',
-           'compare_constituents', 'compare_pairs']
+           'pt_map', 'nearest_distance', 'share_of_copies', 'EPiCLayer', 'FlowMatching', 'generate',
+           'compare_observables', 'compare_constituents', 'compare_pairs']
 
 # %% ../nbs/04_generation.ipynb #5b61915a
-import json, zlib
+import zlib
 from pathlib import Path
 
 import awkward as ak
@@ -21,16 +21,15 @@ from tqdm.auto import tqdm
 from .data import CLASSES, CLASS_NAMES, FeatureScaling, OmnijetError, Ragged, need, number, read_jets, read_metadata, read_tokens, record, show, to_columns, write_columns
 from .gpt import GenerativeModel, _check_sampling, load_tokens
 from .observables import OBSERVABLES, compare, flat_constituents, observables, save_figure, style
-from .training import TrainingConfig, batches, train
+from .training import TrainingConfig, batches, device, train
 from .token_quality import DeepSets, Tagger, Transformer, auc
 from .vqvae import load_tokenizer
 
 # %% ../nbs/04_generation.ipynb #b75f68ac
-def _accelerator(name) -> torch.device:
+def _place(name) -> torch.device:
     "The device of this name (None: the best there is); raises OmnijetError if the machine has none such."
-    from omnijet.training import device
     if name is None: return device()
-    if torch.device(name).type == "cuda" and not torch.cuda.is_available(): raise OmnijetError(f"device is {name!r}, but no CUDA GPU is visible here")
+    if torch.device(name).type == "cuda" and not torch.cuda.is_available(): raise OmnijetError(f"asked for {name!r}, but no CUDA GPU is visible here")
     return torch.device(name)
 
 def _columns(tokens, tokenizer, label):
@@ -52,13 +51,14 @@ def generate_files(model,                  # a GenerativeModel, or what its from
                    temperature:float=1.0, top_k:int|None=None, top_p:float|None=None,
                    batch_size:int|None=None, # jets made at a time
                    jet_class=None,         # of a class-conditional model
-                   device=None,            # "cpu", "cuda", …; None: the best there is
+                   where=None,             # a torch device, "cpu", "cuda", …; None: the best there is
                    shard_size:int=10_000,  # jets in a file
+                   overwrite:bool=False,   # replace files of other settings
                    progress:bool=True) -> list: # the files
     """Generate `n` jets into Parquet files (zstd): tokens, and with `tokenizer` JetClass columns (GeV); complete files of the same settings are kept.
 
     Memory does not grow with n. Raises OmnijetError for options out of range, a tokenizer of another codebook, a missing device, files of other settings."""
-    where = _accelerator(device)
+    where = _place(where)
     model = model if isinstance(model, GenerativeModel) else GenerativeModel.from_pretrained(model)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     if tokenizer is not None and tokenizer.codebook_size != model.vocabulary.codebook_size:
@@ -73,18 +73,19 @@ def generate_files(model,                  # a GenerativeModel, or what its from
         for first in range(0, n, shard_size):
             files.append(Path(out) / f"generated_{first // shard_size:05d}.parquet")
             facts = {**settings, "first": first, "n": min(shard_size, n - first)}
-            if not _complete(files[-1], facts):
+            if not _complete(files[-1], facts, overwrite):
                 tokens = model.generate(facts["n"], seed, temperature, top_k, top_p, batch_size, jet_class=jet_class, first=first, progress=False)
                 write_columns(_columns(tokens, tokenizer, label), files[-1], **facts)
             bar.update(facts["n"])
     return files
 
-def _complete(path, facts) -> bool:
-    "Whether the file is there with all its jets; OmnijetError if it was made with other settings."
+def _complete(path, facts, overwrite) -> bool:
+    "Whether the file is there with all its jets; OmnijetError if it was made with other settings and is not to be overwritten."
     if not path.exists(): return False
     found = read_metadata(path)
     other = [f"{k} {found.get(k)!r} instead of {v!r}" for k, v in facts.items() if k != "n" and found.get(k) != v]
-    if other: raise OmnijetError(f"{path} was made with other settings ({', '.join(other)}): choose another folder or remove it")
+    if other and not overwrite: raise OmnijetError(f"{path} was made with other settings ({', '.join(other)}): choose another folder or remove it")
+    if other: return False
     return found["n"] == facts["n"]
 
 # %% ../nbs/04_generation.ipynb #68fb5e35
@@ -149,9 +150,10 @@ def classifier_test(real, generated,        # jets or their constituents
     "AUC of a classifier trained to tell `generated` from `real` jets, on jets it has not seen (appendix A 5)."
     n = min(n, len(real), len(generated))
     if n < 10: raise OmnijetError(f"a classifier test needs at least 10 jets of each kind, there are {n}")
-    data = _join(_as_ragged(real[:n], 0), _as_ragged(generated[:n], 1))
-    order = np.random.default_rng(seed).permutation(2 * n)
-    training, validation, test = (data[part] for part in np.split(order, [int(1.2 * n), int(1.6 * n)]))
+    rng = np.random.default_rng(seed)
+    real, generated = (jets[rng.permutation(len(jets))[:n]] for jets in (real, generated))
+    data = _join(_as_ragged(real, 0), _as_ragged(generated, 1))
+    training, validation, test = (data[part] for part in np.split(rng.permutation(2 * n), [int(1.2 * n), int(1.6 * n)]))
     torch.manual_seed(seed)
     judge = Tagger(network or DeepSets(phi=(10, 10, 10), f=(10, 10, 10), n_classes=2))
     train(judge, training, validation, TrainingConfig(epochs, batch_size, lr, optimizer="adam", seed=seed), progress=progress)
@@ -230,23 +232,28 @@ class FlowMatching(nn.Module):
         xt = x0 + t[:, None, None] * (x1 - x0)
         return {"loss": F.mse_loss(self(xt, t, mask)[mask], (x1 - x0)[mask]), "weight": mask.sum().float()}
 
-    @torch.inference_mode()
-    def generate(self, n:int, seed:int=1, steps:int=50, batch_size:int=1000) -> ak.Array: # constituents by falling pt
-        "Integrate `n` jets from noise in `steps` midpoint steps."
-        random = torch.Generator().manual_seed(seed)
-        lengths = self.counts[torch.randint(len(self.counts), (n,), generator=random)].sort().values
-        content = []
-        for part in lengths.split(batch_size):
-            mask = torch.arange(part.max()) < part[:, None]                         # (B, L)
-            x = torch.randn(*mask.shape, 3, generator=random)
-            for t in torch.linspace(1, 0, steps + 1)[:-1]:
-                half = x - self(x, t.expand(len(x)), mask) / (2 * steps)
-                x = x - self(half, (t - 1 / (2 * steps)).expand(len(x)), mask) / steps
-            content.append(FeatureScaling().unscale(x * self.std + self.mean)[mask].numpy())
-        content = np.concatenate(content)
-        content[:, 1:] = content[:, 1:].clip(-0.8, 0.8)                             # where the paper's cut leaves none
-        jets = Ragged(content, np.concatenate([[0], np.cumsum(lengths.numpy())])).to_constituents()
-        return jets[ak.argsort(jets.pt, ascending=False)][np.random.default_rng(seed).permutation(n)]
+# %% ../nbs/04_generation.ipynb #e6c02164
+@torch.inference_mode()
+def generate(self:FlowMatching, n:int, seed:int=1,
+             steps:int=50,         # midpoint steps from noise to jet
+             batch_size:int=1000) -> ak.Array: # constituents by falling pt
+    "Draw `n` jets; what falls outside the paper's cut on the angles comes to lie on its edge."
+    where, random = self.mean.device, torch.Generator().manual_seed(seed)
+    lengths = self.counts.cpu()[torch.randint(len(self.counts), (n,), generator=random)].sort().values
+    content = []
+    for part in lengths.split(batch_size):
+        mask = (torch.arange(part.max()) < part[:, None]).to(where)                # (B, L)
+        x = torch.randn(*mask.shape, 3, generator=random).to(where)
+        for t in torch.linspace(1, 0, steps + 1, device=where)[:-1]:
+            half = x - self(x, t.expand(len(x)), mask) / (2 * steps)
+            x = x - self(half, (t - 1 / (2 * steps)).expand(len(x)), mask) / steps
+        content.append(FeatureScaling().unscale(x * self.std + self.mean)[mask].cpu().numpy())
+    content = np.concatenate(content)
+    content[:, 1:] = content[:, 1:].clip(-0.8, 0.8)
+    jets = Ragged(content, np.concatenate([[0], np.cumsum(lengths.numpy())])).to_constituents()
+    return jets[ak.argsort(jets.pt, ascending=False)][np.random.default_rng(seed).permutation(n)]
+
+FlowMatching.generate = generate
 
 # %% ../nbs/04_generation.ipynb #046ccd5c
 BINS = {"pt": (50, 450, 1050), "mass": (50, 0, 250), "tau21": (40, 0, 1), "tau32": (40, 0, 1), "eta": (40, -0.1, 0.1), "n_constituents": (44, -0.5, 131.5)}

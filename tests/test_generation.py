@@ -87,6 +87,12 @@ def test_other_settings_in_the_folder(model, tmp_path):
         generate_files(model, tmp_path, 5, seed=1, progress=False)
 
 
+def test_other_settings_overwritten(model, tmp_path):
+    generate_files(model, tmp_path, 5, seed=1, progress=False)
+    generate_files(model, tmp_path, 5, seed=2, overwrite=True, progress=False)
+    assert ak.all(read_tokens(tmp_path).tokens == model.generate(5, seed=2, progress=False))
+
+
 def test_tokenizer_that_does_not_fit(model, tmp_path):
     with pytest.raises(OmnijetError, match="64 codes, the model was trained on tokens of 27"):
         generate_files(model, tmp_path, 5, tokenizer=BinnedTokenizer(bins=(4, 4, 4)), progress=False)
@@ -96,7 +102,7 @@ def test_tokenizer_that_does_not_fit(model, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
 def test_cuda_where_there_is_none(model, tmp_path):
     with pytest.raises(OmnijetError, match="no CUDA GPU"):
-        generate_files(model, tmp_path, 5, device="cuda", progress=False)
+        generate_files(model, tmp_path, 5, where="cuda", progress=False)
 
 
 @pytest.mark.parametrize("options,words", [({"n": -3}, "negative"), ({"temperature": -1}, "temperature"), ({"top_k": 99}, "top_k"), ({"jet_class": "TTBar"}, "class tokens")])
