@@ -283,7 +283,7 @@ PALETTE = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e
 COLORS = {
     "original": "#222222", "training": "#222222", "truth": "#222222", "reconstructed": "#832db6", "generated": "#bd1f01",
     "conditional": "#3f90da", "conditional-512": "#3f90da", "conditional-1024": "#92dadd", "conditional-2048": "#b9ac70", "conditional-4096": "#a96b59",
-    "conditional-8192": "#bd1f01", "unconditional": "#ffa90e", "unconditional-512": "#ffa90e", "binned": "#94a4a2", "binned-21": "#717581", "binned-40": "#94a4a2",
+    "conditional-8192": "#bd1f01", "unconditional": "#ffa90e", "unconditional-512": "#ffa90e", "binned": "#4a9d5b", "binned-40": "#8fcf9b",
     "fine-tuned": "#3f90da", "fixed backbone": "#832db6", "from scratch": "#e76300", "DeepSets": "#e76300", "Transformer": "#832db6",
     **dict(zip(["ZJetsToNuNu", "HToBB", "HToCC", "HToGG", "HToWW4Q", "HToWW2Q1L", "ZToQQ", "WToQQ", "TTBar", "TTBarLep"], [PALETTE[i] for i in (0, 1, 7, 3, 4, 5, 6, 9, 2, 8)]))}
 
@@ -300,7 +300,7 @@ def style():
     import mplhep
     plt.style.use(mplhep.style.ROOT)
     plt.rcParams.update({"font.size": 12, "axes.labelsize": 13, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 10, "axes.titlesize": 12,
-                         "figure.figsize": (6, 5), "figure.dpi": 100, "savefig.bbox": "tight", "xtick.major.size": 6, "ytick.major.size": 6, "xtick.minor.size": 3, "ytick.minor.size": 3, "lines.linewidth": 1.6,
+                         "figure.figsize": (6, 5), "figure.dpi": 100, "savefig.bbox": "tight", "xtick.major.size": 6, "ytick.major.size": 6, "xtick.minor.size": 3, "ytick.minor.size": 3, "lines.linewidth": 1.6, "axes.linewidth": 1.2,
                          "font.family": ["TeX Gyre Heros", "DejaVu Sans"], "mathtext.fontset": "dejavusans"})
 
 def save_figure(
@@ -310,9 +310,10 @@ def save_figure(
 ): # path of the PNG
     """Write a figure as `run_dir/figures/NAME.png` and `.pdf`; each appears whole or not at all."""
     folder = Path(run_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    fig.draw_without_rendering()
+    box = fig.get_tightbbox().padded(0.08)      # found once for both: it takes as long as drawing
     for kind in ("pdf", "png"):
-        with atomic(folder / f"{name}.{kind}") as temporary: fig.savefig(temporary, format=kind, dpi=120)
+        with atomic(folder / f"{name}.{kind}") as temporary: fig.savefig(temporary, format=kind, dpi=120, bbox_inches=box)
     return folder / f"{name}.png"
 
 # %% ../nbs/00b_observables.ipynb #aaeb2de6
@@ -330,7 +331,7 @@ def compare(
 ): # the figure
     """Histograms of several samples as densities, with a panel of their ratios to the reference.
 
-    Errors are Poisson; values outside the bins count in the normalization. Raises OmnijetError for an empty sample or an unknown reference.
+    Errors are Poisson; values outside the bins count in the normalization; ratios of bins with fewer than 4 entries are not drawn. Raises OmnijetError for an empty sample or an unknown reference.
     """
     import hist
     import matplotlib.pyplot as plt
@@ -372,9 +373,11 @@ def _ratio_panel(ax, edges, label, counts, samples, reference, colour):
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = (n / len(samples[label])) / (r / len(samples[reference]))
         if label == reference:
-            ax.fill_between(edges, *(np.append(y, y[-1]) for y in (1 - 1 / np.sqrt(r), 1 + 1 / np.sqrt(r))), step="post", color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(edges, *(np.append(y, y[-1]) for y in (1 - 1 / np.sqrt(np.where(r >= 4, r, np.nan)), 1 + 1 / np.sqrt(np.where(r >= 4, r, np.nan)))), step="post", color=colour, alpha=0.2, linewidth=0)
             ax.axhline(1, color=colour, linewidth=0.8)
-        else: ax.errorbar(centres, quotient, yerr=quotient / np.sqrt(n), xerr=np.diff(edges) / 2, fmt="none", color=colour, linewidth=1.2)
+        else:
+            shown = (n >= 4) & (r >= 4)
+            ax.errorbar(centres[shown], quotient[shown], yerr=(quotient / np.sqrt(n))[shown], xerr=(np.diff(edges) / 2)[shown], fmt="none", color=colour, linewidth=1.2)
 
 # %% ../nbs/00b_observables.ipynb #5622f77b
 def bench(

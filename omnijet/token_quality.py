@@ -7,7 +7,7 @@ __all__ = ['QUALITY', 'UNITS', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'ch
            'occupied_cells', 'coverage', 'plot_coverage', 'measure', 'resolutions', 'compare_tokenizers',
            'plot_resolution', 'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention',
            'Transformer', 'Tagger', 'train_tagger', 'predict', 'auc', 'evaluate', 'plot_accuracy', 'plot_confusion',
-           'run_tokenizers', 'matching_bins']
+           'run_tokenizers', 'class_jets', 'matching_bins']
 
 # %% ../nbs/02_token_quality.ipynb #d0abe00b
 import json
@@ -114,10 +114,11 @@ def plot_coverage(
     colours = plt.get_cmap("turbo")(np.linspace(0.02, 0.98, codes))
     for (above, below), (name, p) in zip(axes.T, points.items()):
         chosen = p[np.random.default_rng(seed).choice(len(p), size=min(codes, len(p)), replace=False)]
-        for colour, cloud in zip(colours, chosen):
-            style_ = dict(color=colour, s=30 if len(cloud) == 1 else 3, linewidth=0, alpha=0.9 if len(cloud) == 1 else 0.5, rasterized=True)
-            above.scatter(cloud[:, 1], cloud[:, 2], **style_)
-            below.scatter(cloud[:, 1], cloud[:, 0], **style_)
+        contexts = chosen.shape[1]
+        style_ = dict(color=np.repeat(colours[:len(chosen)], contexts, axis=0), s=30 if contexts == 1 else 3, linewidth=0, alpha=0.9 if contexts == 1 else 0.5, rasterized=True)
+        pt, eta, phi = chosen.reshape(-1, 3).T
+        above.scatter(eta, phi, **style_)
+        below.scatter(eta, pt, **style_)
         above.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), ylabel=r"$\phi_\mathrm{rel}$", title=f"{name}: {len(p)} codes, {100 * covered[name][0]:.1f} % covered")
         below.set(xlim=(-0.8, 0.8), ylim=(0.3, 500), yscale="log", xlabel=r"$\eta_\mathrm{rel}$", ylabel="$p_T$ [GeV]")
     fig.tight_layout()
@@ -191,7 +192,7 @@ def _draw_differences(ax, values, observable, here, edges, found):
         if name == "original": continue
         difference = (values[name][observable] - values["original"][observable])[here]
         fit = found.get(name)
-        label = name if fit is None else f"$\\sigma$ = {fit['sigma_gauss']:.2g}" + (" GeV" if observable in UNITS else "")
+        label = name if fit is None else f"σ = {fit['sigma_gauss']:.2g}" + (" GeV" if observable in UNITS else "")
         density = np.histogram(difference, edges)[0] / max(len(difference), 1) / np.diff(edges)
         mplhep.histplot((density, edges), ax=ax, color=color(name), label=label, edges=False)
     ax.axvline(0, color="black", linewidth=0.6)
@@ -199,7 +200,7 @@ def _draw_differences(ax, values, observable, here, edges, found):
 
 def _difference_edges(values, observable, here=slice(None), bins=50):
     pooled = np.concatenate([(v[observable] - values["original"][observable])[here] for name, v in values.items() if name != "original"])
-    low, high = np.quantile(pooled, [0.01, 0.99])
+    low, high = np.quantile(pooled, [0.005, 0.995])
     return np.linspace(low, high if high > low else low + 1, bins + 1)
 
 def plot_resolution(
@@ -238,6 +239,7 @@ def plot_class_differences(
         own = {name: found[name, index, observable] for name in values if (name, index, observable) in found}
         _draw_differences(ax, values, observable, labels == index, edges, own)
         ax.set_title(CLASS_NAMES[index])
+        ax.minorticks_off()
         if own: ax.legend(fontsize=9, handlelength=1)
         else: ax.text(0.5, 0.5, f"{(labels == index).sum()} jets:\ntoo few for a width", transform=ax.transAxes, ha="center")
     for ax in axes[1]: ax.set_xlabel(f"Δ {OBSERVABLES[observable]}")
@@ -265,6 +267,8 @@ def plot_class_distributions(
         handles = upper.get_legend_handles_labels() if here.any() and handles is None else handles
         upper.tick_params(labelbottom=False)
         lower.tick_params(labelbottom=True)
+        upper.minorticks_off()
+        lower.minorticks_off()
         if index % 5:
             upper.set_ylabel("")
             lower.set_ylabel("")
@@ -412,8 +416,9 @@ def plot_accuracy(
     shown = [s for (_, n), s in scores.items()]
     low, high = min(s["accuracy"] - s["accuracy_error"] for s in shown), max(s["accuracy"] + s["accuracy_error"] for s in shown)
     ticks = sorted({sizes[n] for _, n in scores if n != "original"})
+    apart = [t for t, before in zip(ticks, [0, *ticks]) if t > 1.3 * before]      # labels that do not overlap
     ax.set(xscale="log", xlabel="Codebook size", ylabel="Accuracy, ten classes", ylim=(low - 0.1 * (high - low), high + 0.55 * (high - low)), xlim=(0.7 * min(ticks), 1.4 * max(ticks)))
-    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.set_xticks(apart, [str(t) for t in apart])
     ax.xaxis.set_minor_locator(plt.NullLocator())
     ax.legend(ncols=2, loc="upper center")
     return fig
@@ -423,7 +428,7 @@ def plot_confusion(
 ): # figure
     """Confusion matrices side by side; each row, a true class, sums to 1."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(scores), figsize=(6.6 * len(scores), 6), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(scores), figsize=(6.2 * len(scores), 6), squeeze=False, layout="constrained")
     for ax, (title, s) in zip(axes[0], scores.items()):
         ax.imshow(s["confusion"], cmap="Blues", vmin=0, vmax=1)
         for i, row in enumerate(s["confusion"]):
@@ -449,6 +454,20 @@ def run_tokenizers(
     if not tokenizers: raise OmnijetError(f"{Path(run_dir) / 'tokenizers'} holds no tokenizer: run chapter 01_vqvae first")
     order = {"binned": 0, "unconditional": 1, "conditional": 2}
     return dict(sorted(tokenizers.items(), key=lambda item: (order.get(item[0].split("-")[0], 3), item[1].codebook_size, item[0])))
+
+# %% ../nbs/02_token_quality.ipynb #09948d07
+def class_jets(
+    run_dir,
+    split:str, # "train", "val" or "test"
+    max_jets:int, # of each class
+): # jets, class after class
+    """Equally many jets of each class of a run, as far as it has them; a class that it lacks is named in a warning."""
+    found, folder = [], need(run_dir, "data", split, chapter="00a_simulation")
+    for name in CLASSES:
+        try: found.append(read_jets(folder, classes=[name], max_jets=max_jets))
+        except OmnijetError as error: warnings.warn(str(error), stacklevel=2)
+    if not found: raise OmnijetError(f"{folder}: no jets of any class")
+    return ak.concatenate(found)
 
 # %% ../nbs/02_token_quality.ipynb #acb51a6d
 def matching_bins(
