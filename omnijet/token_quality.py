@@ -6,8 +6,8 @@
 __all__ = ['QUALITY', 'UNITS', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'check_together', 'code_reconstructions',
            'occupied_cells', 'coverage', 'plot_coverage', 'measure', 'resolutions', 'compare_tokenizers',
            'plot_resolution', 'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention',
-           'Transformer', 'Tagger', 'train_tagger', 'predict', 'auc', 'evaluate', 'plot_accuracy', 'plot_confusion',
-           'run_tokenizers', 'class_jets', 'matching_bins']
+           'Transformer', 'Tagger', 'train_tagger', 'predict', 'auc', 'evaluate', 'score_trainings', 'accuracy_lost',
+           'plot_accuracy', 'plot_confusion', 'run_tokenizers', 'class_jets', 'matching_bins']
 
 # %% ../nbs/02_token_quality.ipynb #d0abe00b
 import json
@@ -392,6 +392,31 @@ def evaluate(
     np.add.at(confusion, (labels, probabilities.argmax(1)), 1)
     return {"accuracy": accuracy[0], "accuracy_error": accuracy[1:].std() if bootstrap else 0.0, "auc": areas[0], "auc_error": spread,
             "mean_auc": mean[0], "mean_auc_error": mean[1:].std() if bootstrap else 0.0, "confusion": confusion / np.maximum(confusion.sum(1, keepdims=True), 1), "n_jets": len(labels)}
+
+# %% ../nbs/02_token_quality.ipynb #87a87fcc
+def score_trainings(
+    trained:dict, # {(kind, name): [probabilities of the test jets (n, 10), one array a seed]}
+    labels, # (n,)
+    bootstrap:int=100,
+    seed:int=1,
+)->dict: # {(kind, name): as evaluate gives it, averaged over seeds; spread: between seeds; right: (n,) share of the seeds that are right}
+    """Evaluate several trainings of each classifier: means over seeds, with the spread between seeds in the error of the accuracy."""
+    scores = {}
+    for key, every in trained.items():
+        runs = [evaluate(p, labels, bootstrap, seed) for p in every]
+        scores[key] = {k: np.mean([r[k] for r in runs], axis=0) for k in runs[0]} | {"n_jets": len(labels), "right": np.mean([p.argmax(1) == labels for p in every], axis=0)}
+    for kind in dict.fromkeys(kind for kind, _ in trained):
+        of = [[(p.argmax(1) == labels).mean() for p in every] for (k, _), every in trained.items() if k == kind]
+        n = len(of[0])
+        spread = np.sqrt(np.mean(np.var(of, axis=1, ddof=1)) / n) if n > 1 else 0.0
+        for key in (key for key in scores if key[0] == kind):
+            scores[key] |= {"spread": spread, "accuracy_error": np.hypot(scores[key]["accuracy_error"], spread)}
+    return scores
+
+def accuracy_lost(scores, kind, name)->tuple:
+    """Accuracy on original jets minus accuracy on tokenized ones, and its error (paired over test jets, with the spread between seeds)."""
+    lost = scores[kind, "original"]["right"] - scores[kind, name]["right"]
+    return float(lost.mean()), float(np.hypot(lost.std() / np.sqrt(len(lost)), np.sqrt(2) * scores[kind, name]["spread"]))
 
 # %% ../nbs/02_token_quality.ipynb #6d3e4ac1
 def plot_accuracy(
