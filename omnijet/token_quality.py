@@ -115,7 +115,7 @@ def plot_coverage(
     for (above, below), (name, p) in zip(axes.T, points.items()):
         chosen = p[np.random.default_rng(seed).choice(len(p), size=min(codes, len(p)), replace=False)]
         contexts = chosen.shape[1]
-        style_ = dict(color=np.repeat(colours[:len(chosen)], contexts, axis=0), s=30 if contexts == 1 else 3, linewidth=0, alpha=0.9 if contexts == 1 else 0.5, rasterized=True)
+        style_ = dict(color=np.repeat(colours[:len(chosen)], contexts, axis=0), s=30 if contexts == 1 else 6, linewidth=0, alpha=0.9 if contexts == 1 else 0.4, rasterized=True)
         pt, eta, phi = chosen.reshape(-1, 3).T
         above.scatter(eta, phi, **style_)
         below.scatter(eta, pt, **style_)
@@ -453,7 +453,7 @@ def plot_confusion(
 ): # figure
     """Confusion matrices side by side; each row, a true class, sums to 1."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(scores), figsize=(6.2 * len(scores), 6), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(scores), figsize=(6.2 * len(scores), 6), squeeze=False)
     for ax, (title, s) in zip(axes[0], scores.items()):
         ax.imshow(s["confusion"], cmap="Blues", vmin=0, vmax=1)
         for i, row in enumerate(s["confusion"]):
@@ -464,6 +464,7 @@ def plot_confusion(
         ax.tick_params(which="both", length=0)
         ax.minorticks_off()
         ax.set(xlabel="Predicted", ylabel="True", title=f"{title}: accuracy {s['accuracy']:.3f} ± {s['accuracy_error']:.3f}")
+    fig.subplots_adjust(wspace=0.35)
     return fig
 
 # %% ../nbs/02_token_quality.ipynb #f3a28b64
