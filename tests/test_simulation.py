@@ -144,6 +144,18 @@ def test_jets_agree_with_plain_anti_kt():
         assert e == k and m == own and np.allclose(q, total)
 
 
+def test_files_hold_the_direction_to_the_calorimeter_and_the_momentum_of_jets():
+    p = particles([400.0, 200.0, 0.5], [0.1, 0.2, 0.3], [0.0, 0.1, 0.2], [1, 0, 1])
+    surface_eta = np.array([0.11, 0.2, 1.9])
+    momentum = np.append(p.momentum.sum(axis=1), p.energy.sum())[:, None]
+    jet = simulation.jetclass_columns("label_Zqq", p, surface_eta, ak.Array([[2, 0, 1]]), momentum)[0]
+    pt, eta, phi = directions(*(ak.to_numpy(jet[f"part_{axis}"]) for axis in ("px", "py", "pz")))
+    assert np.allclose(pt, p.pt) and np.allclose(eta, surface_eta) and np.allclose(phi, p.phi, atol=1e-6)
+    assert np.allclose(jet.part_energy**2, p.mass**2 + (pt * np.cosh(eta)) ** 2)
+    assert np.allclose([jet.jet_pt, jet.jet_eta], directions(*momentum[:3, 0])[:2])
+    assert jet.part_isNeutralHadron.to_list() == [False] * 3 and jet.part_charge.to_list() == [1, 0, 1] and jet.label_Zqq
+
+
 def test_substructure_of_a_jet_known_by_hand():
     "Two hard prongs and one soft particle at a wide angle, which soft drop removes."
     p = particles([300.0, 200.0, 5.0], [0.0, 0.0, 0.0], [0.0, 0.3, -0.6], 0, mass=0.0)
