@@ -6,8 +6,8 @@
 __all__ = ['CLASSES', 'LABELS', 'CLASS_NAMES', 'FEATURES', 'MAX_CONSTITUENTS', 'MAX_ANGLE', 'MOMENTA', 'AXIS', 'ROW_GROUP',
            'ARCHIVES', 'OmnijetError', 'class_indices', 'sample_folder', 'wrap_angle', 'relative', 'to_jets',
            'to_columns', 'momenta', 'FeatureScaling', 'atomic', 'write_columns', 'jet_files', 'iter_columns',
-           'iter_jets', 'read_jets', 'sample_jets', 'Ragged', 'JetStream', 'data_module', 'download', 'write_tokens',
-           'read_tokens', 'read_metadata', 'need', 'number', 'record', 'show', 'bench']
+           'iter_jets', 'read_jets', 'sample_jets', 'Ragged', 'shuffled_stretches', 'JetStream', 'data_module',
+           'download', 'write_tokens', 'read_tokens', 'read_metadata', 'need', 'number', 'record', 'show', 'bench']
 
 # %% ../nbs/00_data.ipynb #ba17edd2
 import glob
@@ -501,7 +501,7 @@ def _jets_in(file, extra=(), **entries):
             yield jets
     _warn_left_out(file, left_out)
 
-
+# %% ../nbs/00_data.ipynb #39aa5d6e
 def read_jets(
     path,  # file, folder, glob, or a list of these
     columns=None,  # further columns to keep (jet_* and part_*)
@@ -599,6 +599,60 @@ def _extras(table):
     return {name: _numpy(table[name]) for name in ("label", "id", "pt", "eta", "phi") if name in table.fields}
 
 # %% ../nbs/00_data.ipynb #5614dbc9
+def shuffled_stretches(
+    entries,  # entries of each file
+    chunk: int,  # neighbouring entries that stay together
+    n: int,  # stretches
+    rng,  # numpy generator
+) -> list:  # of each stretch its pieces (file, start, stop)
+    "All entries of some files as a shuffled line of chunks, cut into `n` stretches of equal length (± 1), each entry once."
+    pieces = [(file, start, min(start + chunk, size)) for file, size in enumerate(entries) for start in range(0, size, chunk)]
+    file, start, stop = rng.permutation(pieces).T
+    last = np.cumsum(stop - start)  # where each chunk ends on the line
+    first = last - (stop - start)
+    bounds = np.arange(n + 1) * last[-1] // n
+    stretches = []
+    for begin, end in zip(bounds[:-1], bounds[1:]):
+        i = np.flatnonzero((last > begin) & (first < end))  # the chunks it touches, the outer ones in part
+        stretches.append(list(zip(file[i], start[i] + np.maximum(begin - first[i], 0), stop[i] - np.maximum(last[i] - end, 0))))
+    return stretches
+
+# %% ../nbs/00_data.ipynb #6ef584ed
+def _count(file):
+    with _open(file) as (n_entries, _, _):
+        return n_entries
+
+
+@dataclass
+class _Segments:
+    "The segments of an epoch as torch's DataLoader takes them: (sequences, the indices of each batch)."
+    stream: object
+    epoch: int
+    pieces: list  # of each segment
+
+    def __len__(self):
+        return len(self.pieces)
+
+    def __getitem__(self, segment):
+        stream = self.stream
+        wanted = class_indices(stream.classes)
+        parts = [jets[np.isin(jets.label, wanted)] for file, start, stop in self.pieces[segment]
+                 for jets in _jets_in(stream.files[file], start=int(start), stop=int(stop))]
+        if not parts:
+            return None, [()] * stream.batches
+        sequences = Ragged.from_jets(ak.concatenate(parts))
+        rng = np.random.default_rng([stream.seed, self.epoch, stream.rank, segment])
+        order = rng.permutation(len(sequences))
+        order = order[np.argsort(sequences.lengths[order], kind="stable")]
+        batches = np.array_split(order, stream.batches)
+        rng.shuffle(batches)
+        return sequences, batches
+
+
+def _as_is(segment):
+    return segment
+
+# %% ../nbs/00_data.ipynb #fd898dec
 @dataclass
 class JetStream:
     """Padded batches from files of any size, shuffled, in length buckets, every jet once an epoch over all ranks.
@@ -631,38 +685,15 @@ class JetStream:
 
     def plan(self, epoch):
         "The pieces (file, start, stop) of each segment of this rank."
-        chunks = np.array([(file, start, min(start + self.chunk, n)) for file, n in enumerate(self.entries) for start in range(0, n, self.chunk)])
-        chunks = np.random.default_rng([self.seed, epoch]).permutation(chunks)
-        last = np.cumsum(chunks[:, 2] - chunks[:, 1])  # where each chunk ends on the line
-        first = last - (chunks[:, 2] - chunks[:, 1])
-        bounds = self.rank * self.segments + np.arange(self.segments + 1)
-        bounds = bounds * last[-1] // (self.world * self.segments)
-        for begin, end in zip(bounds[:-1], bounds[1:]):
-            touched = np.flatnonzero((last > begin) & (first < end))
-            file, start, stop = chunks[touched].T
-            yield list(zip(file, start + np.maximum(begin - first[touched], 0), stop - np.maximum(last[touched] - end, 0)))
-
-    def read(self, epoch, segment, pieces):
-        "The jets of one segment, and the indices of each of its batches."
-        wanted = class_indices(self.classes)
-        parts = [jets for file, start, stop in pieces for jets in _jets_in(self.files[file], start=int(start), stop=int(stop))]
-        if not parts:
-            return None, []
-        jets = ak.concatenate(parts)
-        sequences = Ragged.from_jets(jets if self.classes is None else jets[np.isin(jets.label, wanted)])
-        rng = np.random.default_rng([self.seed, epoch, self.rank, segment])
-        order = rng.permutation(len(sequences))
-        order = order[np.argsort(sequences.lengths[order], kind="stable")]
-        batches = np.array_split(order, self.batches)
-        rng.shuffle(batches)
-        return sequences, batches
+        rng = np.random.default_rng([self.seed, epoch])
+        return shuffled_stretches(self.entries, self.chunk, self.world * self.segments, rng)[self.rank * self.segments :][: self.segments]
 
     def __iter__(self):
         import torch
 
         epoch, skip = self.epoch, self.batch
         first = skip // self.batches
-        tasks = _Segments(self, epoch, list(self.plan(epoch)))
+        tasks = _Segments(self, epoch, self.plan(epoch))
         loader = torch.utils.data.DataLoader(tasks, batch_size=None, sampler=range(first, self.segments), num_workers=self.workers, collate_fn=_as_is)
         position = first * self.batches
         for sequences, batches in loader:
@@ -690,29 +721,6 @@ class JetStream:
         if wrong:
             raise OmnijetError(f"{self.path}: the place was kept for another order of jets: {', '.join(wrong)}")
         self.epoch, self.batch = state["epoch"], state["batch"]
-
-
-@dataclass
-class _Segments:
-    "The segments of an epoch as torch's DataLoader takes them."
-    stream: JetStream
-    epoch: int
-    pieces: list
-
-    def __len__(self):
-        return len(self.pieces)
-
-    def __getitem__(self, segment):
-        return self.stream.read(self.epoch, segment, self.pieces[segment])
-
-
-def _as_is(segment):
-    return segment
-
-
-def _count(file):
-    with _open(file) as (n_entries, _, _):
-        return n_entries
 
 # %% ../nbs/00_data.ipynb #81577889
 def data_module(
@@ -922,7 +930,7 @@ def need(
         raise OmnijetError(f"{path} is missing: run chapter {chapter} first")
     return path
 
-
+# %% ../nbs/00_data.ipynb #97c5af9a
 def number(
     value,  # the number
     error=None,  # its standard error
