@@ -7,7 +7,7 @@ __all__ = ['CHAPTERS', 'READS', 'BENCHES', 'chapters_dir', 'read_preset', 'chapt
            'parser', 'main']
 
 # %% ../nbs/07_run.ipynb #051ece5a
-import argparse, contextlib, hashlib, json, os, re, sys, time
+import argparse, contextlib, hashlib, json, os, re, sys, time, warnings
 from pathlib import Path
 
 # %% ../nbs/07_run.ipynb #5c16b453
@@ -298,7 +298,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments:list[str]|None=None) -> int:
     "Entry point of the console script; returns the exit status."
     a = parser().parse_args(arguments)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    warnings.formatwarning = lambda message, *_: f"omnijet: warning: {message}\n"
     try: return a.function(a) or 0
     except KeyboardInterrupt:
         print("omnijet: interrupted; the same command continues", file=sys.stderr)
