@@ -74,7 +74,9 @@ def auc_error(auc:float, n_background:int, n_signal:int) -> float:
 def quality(probabilities:np.ndarray, # (n, n_classes), class 0 is the background
             target:np.ndarray,        # (n,) 0 … n_classes − 1
            ) -> dict:                 # accuracy, auc, rejection_30, rejection_50, each with …_error, and n_jets
-    "Accuracy, AUC and background rejection; for more than two classes the rejections are lists, one for each class but the first."
+    """Accuracy, AUC and background rejection, with errors.
+
+    For more than two classes the rejections are lists, one for each class but the first, and the AUC's error is that of one pair of classes, an upper bound."""
     from sklearn.metrics import roc_auc_score
     n, n_classes = probabilities.shape
     counts = np.bincount(target, minlength=n_classes)
@@ -370,10 +372,12 @@ def workers_here() -> int:
     return max(1, min(cores, int(torch.cuda.mem_get_info()[0] // 6e9)))
 
 def _finished(task:dict) -> dict|None:
+    "The result on disk of a training with the same inputs, or None."
     path = Path(task["out"]) / "result.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     return result if result.get("inputs") == task["inputs"] else None
 
+# %% ../nbs/05_transfer.ipynb #b8b34a5f
 def sweep(backbone,                   # folder or name of a GenerativeModel
           run_dir,                    # the tokens are in its tokens/{train,val,test}
           out,                        # folder for the results
@@ -510,7 +514,7 @@ def plot_contributions(ax, constituents, added:np.ndarray, scale:float, title:st
     pt = np.asarray(constituents.pt)
     drawn = ax.scatter(constituents.eta_rel, constituents.phi_rel, s=1500 * pt / pt.sum() + 4, c=added, cmap="coolwarm", vmin=-scale, vmax=scale, edgecolor="black", lw=0.5)
     ax.set_xlim(-0.8, 0.8); ax.set_ylim(-0.8, 0.8); ax.set_aspect("equal")
-    ax.set_xlabel(r"$\eta^\mathrm{rel}$"); ax.set_ylabel(r"$\phi^\mathrm{rel}$"); ax.set_title(title)
+    ax.set_xlabel(r"$\eta^\mathrm{rel}$"); ax.set_ylabel(r"$\phi^\mathrm{rel}$", labelpad=8); ax.set_title(title)
     return drawn
 
 # %% ../nbs/05_transfer.ipynb #05c4ce9e
