@@ -426,8 +426,10 @@ def _bench_model(where, lengths) -> GenerativeModel:
 # %% ../nbs/03_gpt.ipynb #6e8540ea
 def bench_training(where, dtype, lengths, batch_size:int, steps:int) -> dict:
     "Jets a second of forward, backward and Adam, here and in the plain implementation."
-    data = Ragged(np.random.default_rng(1).integers(0, 8192, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
-    ours = [batch for batch, _ in zip(batches(data, batch_size, shuffle=True, device=where), range(steps))]
+    rng = np.random.default_rng(1)
+    lengths = rng.permutation(lengths)[:batch_size * steps]                        # an epoch of few jets, so that short and long batches are all there
+    data = Ragged(rng.integers(0, 8192, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
+    ours = list(batches(data, batch_size, shuffle=True, device=where))
     padded = [{k: torch.from_numpy(v).to(where) for k, v in data.pad(slice(0, batch_size), length=128).items()}]
     model = _bench_model(where, lengths)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
