@@ -425,7 +425,7 @@ class BinnedTokenizer(ModelHubMixin, library_name="omnijet", tags=["jets", "toke
         cls,
         jets: ak.Array,
         bins: tuple = (21, 21, 21),
-        quantiles: tuple = (0.0, 1.0),  # of each scaled feature, where the outer edges lie
+        quantiles: tuple = (0.001, 0.999),  # of each scaled feature, where the outer edges lie
         **settings,
     ):
         "Bins whose edges are quantiles of jets."
@@ -823,7 +823,7 @@ def new_tokenizer(
     width: int = 128,             # of the conditional one
     blocks: int = 4,
     heads: int = 8,
-    quantiles: tuple = (0.0, 1.0),  # of each feature, where the bins end
+    quantiles: tuple = (0.001, 0.999),  # of each feature, where the bins end
     **settings,                   # of `VQVAE`
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
