@@ -211,16 +211,17 @@ const painters = {
 # %% ../nbs/06_widgets.ipynb #b9ee42d2
 _PANEL = r"""
 function draw(ctx, p, zoom, look) {            // the whole panel; returns its scales and marks that can be pointed at
-  const [w, h] = p.size, wide = p.y.ticks ? 24 + 6.5 * Math.max(0, ...p.y.ticks.map(t => t[1].length)) : 54, box = {l: wide, r: w - 12, t: p.bar ? 46 : 26, b: h - 40};
-  const xr = zoom?.x ?? p.x.range, yr = zoom?.y ?? p.y.range, X = scaler(p.x, xr, box.l, box.r), Y = scaler(p.y, yr, box.b, box.t);
+  const [w, h] = p.size, xr = zoom?.x ?? p.x.range, yr = zoom?.y ?? p.y.range;
+  const letters = Math.max(0, ...ticks(p.y, yr, 1.4 * h).map(t => t[1].length)), box = {l: (p.y.label ? 34 : 20) + 6.6 * letters, r: w - 12, t: p.bar ? 46 : 26, b: h - 40}, X = scaler(p.x, xr, box.l, box.r), Y = scaler(p.y, yr, box.b, box.t);
   X.low = xr[0]; Y.low = yr[0];
   ctx.clearRect(0, 0, w, h); ctx.font = `12px ${look.font}`; ctx.textBaseline = "alphabetic"; ctx.lineWidth = 1;
   ctx.strokeStyle = look.faint; ctx.fillStyle = look.text; ctx.strokeRect(box.l, box.t, box.r - box.l, box.b - box.t);
-  for (const [v, s] of ticks(p.x, xr, box.r - box.l)) { const x = X(v); ctx.beginPath(); ctx.moveTo(x, box.b); ctx.lineTo(x, box.b + 4); ctx.stroke(); text(ctx, s, x, box.b + 16, "center"); }
+  for (const [v, s] of ticks(p.x, xr, box.r - box.l)) { const x = X(v); ctx.beginPath(); ctx.moveTo(x, box.b); ctx.lineTo(x, box.b + 4); ctx.stroke(); text(ctx, s, Math.min(x, w - ctx.measureText(s).width / 2 - 1), box.b + 16, "center"); }
   for (const [v, s] of ticks(p.y, yr, 1.4 * (box.b - box.t))) { const y = Y(v); ctx.beginPath(); ctx.moveTo(box.l - 4, y); ctx.lineTo(box.l, y); ctx.stroke(); text(ctx, s, box.l - 7, y + 4, "right"); }
   text(ctx, p.x.label, (box.l + box.r) / 2, h - 8, "center");
   ctx.save(); ctx.translate(13, (box.t + box.b) / 2); ctx.rotate(-Math.PI / 2); text(ctx, p.y.label, 0, 0, "center"); ctx.restore();
-  ctx.font = `600 12px ${look.font}`; text(ctx, p.title, box.l, 16, "left"); ctx.font = `11px ${look.font}`;
+  ctx.font = `600 12px ${look.font}`; text(ctx, p.title, box.l, 16, "left");
+  const titled = ctx.measureText(p.title).width; ctx.font = `11px ${look.font}`;
   if (p.bar) {
     const n = p.bar.colors.length, x0 = box.r - 150;
     p.bar.colors.forEach((c, i) => { ctx.fillStyle = look.color(c); ctx.fillRect(x0 + 150 * i / n, 26, 150 / n + 1, 7); });
@@ -235,14 +236,16 @@ function draw(ctx, p, zoom, look) {            // the whole panel; returns its s
     if (l.ids?.length) marks = at.map((m, i) => ({id: l.ids[i], i, x: m[0], y: m[1], r: m[2], from: m[3]}));
   }
   ctx.restore();
-  let at = box.r;                              // the legend, on the line of the title
-  for (const l of p.layers.filter(l => l.name).reverse()) {
-    ctx.fillStyle = look.text; text(ctx, l.name, at - 14, 16, "right");
+  const named = p.layers.filter(l => l.name).reverse(), width = l => 28 + ctx.measureText(l.name).width;
+  let at = box.r, y = named.reduce((sum, l) => sum + width(l), titled) < box.r - box.l ? 16 : box.t + 16;      // the legend, on the line of the title if it fits
+  if (y > 16) at -= 6;
+  for (const l of named) {
+    ctx.fillStyle = look.text; text(ctx, l.name, at - 16, y, "right");
     ctx.fillStyle = ctx.strokeStyle = look.color(l.color); ctx.lineWidth = 1.8;
     ctx.beginPath();
-    if (l.mark === "circles" || l.mark === "points") ctx.arc(at - 6, 12, 5, 0, 7); else if (l.mark === "line") { ctx.moveTo(at - 12, 12); ctx.lineTo(at, 12); } else ctx.rect(at - 12, 8, 11, 8);
+    if (l.mark === "circles" || l.mark === "points") ctx.arc(at - 6, y - 4, 5, 0, 7); else if (l.mark === "line") { ctx.moveTo(at - 12, y - 4); ctx.lineTo(at, y - 4); } else ctx.rect(at - 12, y - 8, 11, 8);
     if (l.fill || l.mark === "points" || l.mark === "bars") { ctx.globalAlpha = l.fill || 1; ctx.fill(); ctx.globalAlpha = 1; } else ctx.stroke();
-    at -= 28 + ctx.measureText(l.name).width;
+    at -= width(l);
   }
   return {X, Y, box, marks, xr, yr};
 }
@@ -650,7 +653,7 @@ class CodeUse:
 GREY, RAMP = "#9e9e9e", ["#440f64", "#472d7b", "#3b518b", "#2c718e", "#21908d", "#27ad81", "#5cc863", "#aadc32", "#e4c62b"]      # viridis, without its palest end
 
 def _ramp(values, unused): # levels 0 (unused) … 9
-    low, high = (values[~unused].min(), values[~unused].max()) if (~unused).any() else (0, 1)
+    low, high = np.quantile(values[~unused], [0.05, 1]) if (~unused).any() else (0, 1)
     return np.where(unused, 0, 1 + np.clip((values - low) / max(high - low, 1e-9) * 9, 0, 8).astype(int)), low, high
 
 def code_panels(use:CodeUse, by:str="use",      # colour by use, p_T or jet type
@@ -664,7 +667,7 @@ def code_panels(use:CodeUse, by:str="use",      # colour by use, p_T or jet type
         colours, c, bar = [GREY, *(color(name) for name in CLASSES)], np.where(unused, 0, 1 + share.argmax(0)), None
     else:
         c, low, high = _ramp(np.log10(pt if by == "p_T" else np.maximum(use.count, 1)), unused if by == "use" else np.zeros(use.size, bool))
-        colours, bar = [GREY, *RAMP], ("p_T [GeV]" if by == "p_T" else "use", *(f"{10 ** v:,.0f}" if v > 2 else f"{10 ** v:.3g}" for v in (low, high)), RAMP)
+        colours, bar = [GREY, *RAMP], ("p_T [GeV]" if by == "p_T" else "use", *(sign + (f"{10 ** v:,.0f}" if v > 2 else f"{10 ** v:.3g}") for sign, v in (("≤ ", low), ("", high))), RAMP)
     # a few points are drawn large, thousands small; the often used ones last
     ids = ids[np.argsort(use.count[ids], kind="stable")]
     points = lambda x, y: {"mark": "points", "x": x[ids], "y": y[ids], "c": c[ids], "colors": colours, "size": 3.5 if use.size <= 1024 else 2.2, "ids": ids}
@@ -681,7 +684,7 @@ def use_panel(use:CodeUse, codes) -> dict:
     jets = np.maximum(np.bincount(use.label[:use.done], minlength=len(CLASSES)), 1)
     value = use.by_type[:, codes].sum(1) / jets
     ticks = [[i, name] for i, name in enumerate(CLASS_NAMES)]
-    return panel(axis("times a jet", (0, max(value.max() * 1.1, 1e-3))), axis("", (9.5, -0.5), ticks=ticks),
+    return panel(axis("times a jet", (0, value.max() * 1.1 or 1)), axis("", (9.5, -0.5), ticks=ticks),
                  {"mark": "bars", "value": value, "c": np.arange(10), "colors": [color(name) for name in CLASSES]}, title="use by jet type", size=(300, 320))
 
 def contexts_panel(use:CodeUse, codes, extra=None) -> dict:
@@ -694,7 +697,7 @@ def contexts_panel(use:CodeUse, codes, extra=None) -> dict:
     half = max(0.1, 1.1 * np.quantile(np.abs(around - middle), 0.98))
     return panel(axis("η_rel", (middle[0] - half, middle[0] + half)), axis("φ_rel", (middle[1] - half, middle[1] + half)),
                  cloud(use.original[rows], ORIGINAL, "original", 2.0), cloud(decoded, RECONSTRUCTED, "reconstructed" if extra is None else "put into jets", 2.4),
-                 title="its contexts", size=(320, 320))
+                 title="contexts", size=(320, 320))
 
 # %% ../nbs/06_widgets.ipynb #4ef1f48e
 class _TokenExplorer(W.VBox):
@@ -704,7 +707,7 @@ class _TokenExplorer(W.VBox):
         next(steps)                                                                 # enough for a first picture, the others follow
         self.use.collect()
         self.codes, self.shown = [int(self.use.count.argmax())], None
-        self.by = W.ToggleButtons(options=["use", "p_T", "jet type"], description="colour", style={"button_width": "80px", "description_width": "50px"}, layout=W.Layout(width="330px"))
+        self.by = W.ToggleButtons(options=["use", "p_T", "jet type"], style={"button_width": "80px"})
         marks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
         self.pt = W.SelectionRangeSlider(options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1), description="p_T [GeV]", continuous_update=False, layout=W.Layout(width="330px"))
         self.number = W.BoundedIntText(value=self.codes[0], min=0, max=self.use.size - 1, description="code", layout=W.Layout(width="170px"))
@@ -719,7 +722,7 @@ class _TokenExplorer(W.VBox):
         self.number.observe(lambda change: setattr(one, "selected", [change.new]), "value")
         save = save_buttons(one, "codes", lambda: [c.panel for c in self.scatters], self.table)
         turn = lambda icon, by: self._button(icon, by)
-        super().__init__([_style(), W.HBox([self.by, self.pt, self.number]), W.HBox([self.work]), self.legend, _row(*self.scatters), self.title,
+        super().__init__([_style(), W.HBox([W.Label("colour by"), self.by, self.pt, self.number]), self.work, self.legend, _row(*self.scatters), self.title,
                           _row(self.bars, self.cloud, W.VBox([W.HBox([turn("arrow-left", -1), turn("arrow-right", 1), self.jet_title]), self.jet])), save])
         self.detail()
         self.work.start(self.growing(steps), len(self.use.jets), "jets")
@@ -897,7 +900,7 @@ def histogram_panel(values:dict, edges, label:str, title:str) -> dict: # {name: 
 def generated_panels(real:dict, generated:dict) -> list:
     "Mass and number of constituents of generated and real jets (`mass`, `count`)."
     n = len(generated["mass"])
-    return [histogram_panel({"real": (real[k], GREY, 0.4), "generated": (generated[k], RECONSTRUCTED, 0)}, edges, label, f"{label.split(' [')[0]} of {n:,} generated jets")
+    return [histogram_panel({"real": (real[k], GREY, 0.4), "generated": (generated[k], RECONSTRUCTED, 0)}, edges, label, f"{n:,} generated jets")
             for k, edges, label in (("mass", np.linspace(0, 300, 41), "jet mass [GeV]"), ("count", np.linspace(0, 128, 33), "constituents"))]
 
 # %% ../nbs/06_widgets.ipynb #28026134
@@ -1030,22 +1033,23 @@ def read_sweep(run_dir) -> list: # one dict a training, with `folder`
 
 def sweep_panel(results, metric:str, strategies) -> tuple: # panel, {id: result}
     "A metric against the training size: a line through the mean over seeds, its standard deviation, a point for each training."
-    layers, points, found = [], [], {}
+    layers, points, ends = [], [], []
     for strategy in strategies:
         sizes, mean, spread = over_seeds(results, strategy, metric)
         if not len(sizes): continue
         name = STRATEGIES[strategy]
         layers.append({"mark": "line", "x": sizes.astype(float), "y": mean, "error": np.nan_to_num(spread), "color": color(name), "name": name, "dash": strategy == "scratch"})
+        ends += [*(mean - np.nan_to_num(spread)), *(mean + np.nan_to_num(spread))]
         points += [(i, r) for i, r in enumerate(results) if r["strategy"] == strategy]
     found = dict(points)
     sizes, values = (np.array([r[k] for _, r in points], float) for k in ("size", metric))
     names = list(STRATEGIES.values())
     layers.append({"mark": "points", "x": sizes, "y": values, "size": 4.0, "ids": np.array(list(found), int), "c": [list(STRATEGIES).index(r["strategy"]) for _, r in points], "colors": [color(n) for n in names]})
-    low, high = (values.min(), values.max()) if len(values) else (0, 1)
+    low, high = (min(*values, *ends), max(*values, *ends)) if len(values) else (0, 1)
     margin = 0.1 * (high - low) or 0.05
     tips = [f"{STRATEGIES[r['strategy']]}, {r['size']:,} jets, seed {r['seed']}: {r[metric]:.4g}" for _, r in points]
     span = (sizes.min() / 1.6, sizes.max() * 1.6) if len(sizes) else (10, 1000)
-    return panel(axis("training jets", span, log=True), axis(METRICS[metric], (low - margin, high + 2 * margin)), *layers, title="click on a point for its scores", size=(520, 400), tips=tips), found
+    return panel(axis("training jets", span, log=True), axis(METRICS[metric], (low - margin, high + margin)), *layers, title="figure 7", size=(520, 400), tips=tips), found
 
 def score_panel(scores, target, title:str, names=("q/g", "t → bqq′")) -> dict:
     "The distribution of the score for signal and background."
@@ -1069,7 +1073,7 @@ class _TransferExplorer(W.VBox):
         self.strategies = W.SelectMultiple(options=[(STRATEGIES[s], s) for s in present], value=present, rows=3, description="strategies")
         sizes = sorted({r["size"] for r in results})
         self.sizes = W.SelectionRangeSlider(options=[(f"{n:,}", n) for n in sizes], index=(0, len(sizes) - 1), description="jets", layout=W.Layout(width="320px"))
-        self.title, self.scores = _html(), {}
+        self.title, self.scores = _html("click on a point for its scores"), {}
         self.curve = Canvas({}, on_click=self.choose)
         self.distribution = Canvas(panel(axis("score"), axis("density"), title="scores of the test jets", size=(400, 400)))
         for control in (self.metric, self.strategies, self.sizes): control.observe(lambda _: self.show(), "value")

@@ -1,0 +1,264 @@
+"""Widgets without a browser: what they compute, save and refuse. What a user sees is tested in tests/browser."""
+import io
+
+import awkward as ak
+import ipywidgets as W
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from omnijet import widgets
+from omnijet.data import CLASSES, FEATURES, OmnijetError, sample_jets, write_tokens
+from omnijet.gpt import GenerativeModel
+from omnijet.transfer import JetClassifier
+from omnijet.vqvae import VQVAE, BinnedTokenizer
+
+
+@pytest.fixture(autouse=True)
+def with_widgets(monkeypatch):
+    monkeypatch.delenv("OMNIJET_HEADLESS", raising=False)
+
+
+@pytest.fixture(scope="module")
+def jets():
+    return sample_jets(max_jets=20)
+
+
+@pytest.fixture(scope="module")
+def conditional(jets):
+    torch.manual_seed(1)
+    tokenizer = VQVAE(codebook_size=64, width=16, blocks=1, heads=2).eval()
+    tokenizer.quantizer.codebook.weight.data *= 0.5
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return BinnedTokenizer((6, 6, 6))
+
+
+@pytest.fixture(scope="module")
+def model(grid):
+    torch.manual_seed(2)
+    return GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2, classes=10).eval()
+
+
+def open_widgets():
+    return set(W.Widget.widgets.keys()) if hasattr(W.Widget, "widgets") else set(W.widget._instances)
+
+
+# codes
+
+def test_code_use_counts_what_a_loop_counts(conditional, jets):
+    use = widgets.CodeUse(conditional, jets)
+    assert list(use.steps(70)) == [70, 140, 200]
+    use.collect()
+    tokens, decoded = conditional.encode(use.jets), None
+    decoded = conditional.decode(tokens)
+    code = int(use.count.argmax())
+    uses, by_type, reconstructions = 0, np.zeros(10, int), []
+    for label, jet, out in zip(use.label, tokens.to_list(), decoded.to_list()):
+        for k, c in zip(jet, out):
+            if k == code:
+                uses, reconstructions = uses + 1, reconstructions + [[c[f] for f in FEATURES]]
+                by_type[label] += 1
+    assert uses == use.count[code] and (by_type == use.by_type[:, code]).all()
+    assert np.allclose(use.decoded[use.rows([code])], reconstructions, rtol=1e-4, atol=1e-5)
+    assert np.allclose(use.at[code], [np.exp(np.log(np.array(reconstructions)[:, 0]).mean()), *np.array(reconstructions)[:, 1:].mean(0)], rtol=1e-4, atol=1e-5)
+    assert set(use.label[:10]) == set(range(10))                                     # a part of the jets has all classes
+
+
+def test_contexts_of_a_conditional_tokenizer_differ(conditional, jets):
+    use = widgets.CodeUse(conditional, jets)
+    next(use.steps(100))
+    use.collect()
+    contexts = use.contexts(5, n=30)
+    assert contexts.shape == (30, 3) and (contexts[:, 0] > 0).all()
+    assert np.array_equal(contexts, use.contexts(5, n=30)) and not np.array_equal(contexts, use.contexts(6, n=30))
+
+
+def test_latent_plane_keeps_most_of_the_codebook(conditional):
+    plane = widgets.latent_plane(conditional)
+    codebook = conditional.quantizer.get_codebook().detach().double().numpy()
+    assert np.isclose(plane.var(0).sum(), np.sort(np.linalg.eigvalsh(np.cov(codebook.T, ddof=0)))[-2:].sum())
+
+
+def test_explorer_follows_selection_number_and_slider(grid, jets):
+    explorer = widgets.TokenExplorer(grid, jets)
+    explorer.work.wait()
+    assert explorer.work.text.value == "200 of 200 jets"
+    counts = np.bincount(np.asarray(ak.flatten(grid.encode(jets))), minlength=216)
+    used, unused = np.flatnonzero(counts)[3], np.flatnonzero(counts == 0)[0]
+    explorer.number.value = int(used)
+    assert f"<h4>code {used}</h4>used {counts[used]:,} times" in explorer.title.value
+    explorer.scatters[0].selected = [int(used), int(unused)]
+    assert "2 codes" in explorer.title.value and f"used {counts[used]:,} times" in explorer.title.value
+    explorer.scatters[0].hover = int(unused)
+    assert f"<h4>code {unused}</h4>used 0 times" in explorer.title.value and explorer.jet_title.value == "in no jet"
+    explorer.pt.index = (5, 8)
+    shown = explorer.scatters[1].panel["layers"][0]["ids"]
+    low, high = explorer.pt.value
+    assert set(shown) == set(np.flatnonzero((explorer.use.at[:, 0] >= low) & (explorer.use.at[:, 0] <= high)))
+    for by in ("p_T", "jet type", "use"):
+        explorer.by.value = by
+    table = explorer.table()
+    assert (table["used"] == counts).all() and {len(v) for v in table.values()} == {216}
+
+
+# jets
+
+def test_browser_filters_and_moves(jets, conditional):
+    browser = widgets.JetBrowser(jets, conditional)
+    assert "jet 0 ·" in browser.title.value
+    browser.move(-1)
+    assert f"jet {len(jets) - 1} ·" in browser.title.value
+    browser.classes.value = CLASSES.index("TTBar")
+    assert (browser.label[browser.chosen] == CLASSES.index("TTBar")).all() and len(browser.chosen) == 20
+    browser.masses.value = (100, 200)
+    assert 0 < len(browser.chosen) < 20 and (browser.mass[browser.chosen] >= 100).all()
+    browser.counts.value = (0, 1)
+    assert "no jet passes" in browser.title.value
+    browser.move(1)
+    browser.counts.value = (0, 128)
+    t = browser.table()
+    i = browser.chosen[browser.at]
+    assert (t["code"] == np.asarray(conditional.encode(jets[i:i + 1])[0])).all()
+    assert np.allclose(t["reconstructed_pt"], np.asarray(conditional.decode(conditional.encode(jets[i:i + 1]))[0].pt))
+
+
+def test_saved_files_hold_the_table(jets, conditional):
+    browser = widgets.JetBrowser(jets, conditional)
+    table = browser.table()
+    back = pq.read_table(io.BytesIO(widgets.saved("Parquet", [browser.canvas.panel], table)))
+    assert back.column_names == list(table) and np.array_equal(back["pt"].to_numpy(), table["pt"])
+    csv = np.genfromtxt(io.BytesIO(widgets.saved("CSV", [browser.canvas.panel], table)), delimiter=",", names=True)
+    assert np.allclose(csv["code"], table["code"])
+
+
+@pytest.mark.parametrize("widget", [widgets.JetBrowser, lambda jets: widgets.TokenExplorer(BinnedTokenizer((3, 3, 3)), jets)])
+def test_no_jets(widget, jets):
+    with pytest.raises(OmnijetError, match="there are no jets"):
+        widget(jets[:0])
+
+
+# generation
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "top_k": 5}, {"temperature": 0}])
+def test_step_by_step_is_generate(model, grid, options):
+    growing = widgets.Growing(model, grid, seed=4, number=2, jet_class="TTBar", **options)
+    while not growing.finished:
+        growing.draw()
+    assert growing.codes == model.generate(1, seed=4, first=2, jet_class="TTBar", progress=False, **options)[0].to_list()
+
+
+def test_expected_probabilities(model, grid):
+    growing = widgets.Growing(model, grid, jet_class="HToBB", temperature=0.7)
+    tokens, p = growing.expected(10_000)
+    assert np.isclose(p.sum(), 1) and 0 not in tokens and model.vocabulary.stop not in tokens      # an empty jet cannot stop
+    growing.top_k = 3
+    assert len(growing.expected()[0]) == 3
+    growing.temperature = 0
+    assert growing.expected()[1].tolist() == [1.0] and growing.expected()[0][0] == tokens[0]
+
+
+def test_by_hand_undo_and_the_longest_jet(model, grid):
+    growing = widgets.Growing(model, grid, jet_class="HToBB")
+    growing.add(model.vocabulary.stop)
+    assert not growing.finished and growing.codes == []
+    for _ in range(130):
+        growing.add(7)
+    assert growing.codes == [6] * 128 and growing.finished
+    growing.undo()
+    assert len(growing.codes) == 127 and not growing.finished
+    growing.add(model.vocabulary.stop)
+    assert growing.finished
+    growing.undo()
+    assert len(growing.codes) == 127 and not growing.finished
+
+
+def test_places_are_the_decoded_jets(model, conditional):
+    small = GenerativeModel(64, width=16, blocks=1, heads=2)
+    growing = widgets.Growing(small, conditional)
+    growing.codes = [3, 9, 9]
+    expected = [[conditional.decode([[3, 9, 9, c]])[0, -1][f] for f in FEATURES] for c in (0, 63)]
+    assert np.allclose(growing.places([1, 64]), expected, rtol=1e-4)
+
+
+def test_playground_generates_in_the_background_and_stops(model, grid, jets):
+    playground = widgets.GenerationPlayground(model, grid, jets)
+    playground.jet_class.value = "TTBar"
+    playground.number.value = 50
+    playground.generate()
+    playground.work.wait()
+    made = grid.decode(model.generate(50, seed=1, jet_class="TTBar", progress=False))
+    assert np.allclose(playground.made["count"], ak.num(made.pt)) and playground.histograms[0].panel["title"] == "50 generated jets"
+    playground.number.value = 1_000_000
+    playground.generate()
+    playground.work.stop()
+    playground.work.wait()
+    assert playground.work.text.value.endswith("stopped") and playground.work.button.disabled
+
+
+def test_model_and_tokenizer_that_do_not_belong_together(model, conditional, jets):
+    with pytest.raises(OmnijetError, match="64 codes, the model 216"):
+        widgets.GenerationPlayground(model, conditional, jets)
+
+
+# transfer
+
+def test_scores_behind_a_point(tmp_path, model, grid, jets):
+    chosen = jets[np.isin(jets.label, [0, 8])]
+    write_tokens(grid.encode(chosen), tmp_path / "tokens" / "test" / "jets.parquet", chosen.label, chosen.id)
+    torch.manual_seed(1)
+    plain = GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2)
+    classifier = JetClassifier.from_generative(plain)
+    for seed in (1, 2):
+        folder = tmp_path / "transfer" / f"finetune_100_seed{seed}"
+        classifier.save_pretrained(folder)
+        (folder / "result.json").write_text(f'{{"strategy": "finetune", "size": 100, "seed": {seed}, "accuracy": 0.8, "auc": 0.9, "rejection_30": 10.0, "rejection_50": 5.0}}')
+    explorer = widgets.TransferExplorer(tmp_path)
+    assert len(explorer.found) == 2
+    explorer.choose(1)
+    explorer.work.wait()
+    scores, target, names = explorer.scores["fine-tuned, 100 jets, seed 2"]
+    order = np.argsort(target, kind="stable")
+    assert np.allclose(np.sort(scores), np.sort(classifier.predict(grid.encode(chosen))[:, 1]), atol=1e-5) and target.sum() == 20 and len(order) == 40
+    assert explorer.distribution.panel["title"] == "fine-tuned, 100 jets, seed 2" and names == ["q/g", "t → bqq′"]
+    explorer.strategies.value = ()
+    assert not explorer.found
+
+
+# work, headless, missing
+
+def test_an_error_in_the_background_is_told():
+    def fails():
+        yield 1
+        raise OmnijetError("jet 3 is odd")
+    work = widgets.Work()
+    work.start(fails(), 10, "jets")
+    work.wait()
+    assert work.text.value == "OmnijetError: jet 3 is odd" and work.bar.bar_style == "danger"
+
+
+def test_headless_makes_pictures_and_no_widgets(monkeypatch, model, grid, jets, tmp_path):
+    from matplotlib.figure import Figure
+
+    monkeypatch.setenv("OMNIJET_HEADLESS", "1")
+    before = open_widgets()
+    made = [widgets.JetBrowser(jets, grid), widgets.TokenExplorer(grid, jets), widgets.GenerationPlayground(model, grid, jets), widgets.TokenExplorer("omnijet/no-such"),
+            widgets.TransferExplorer([{"strategy": "scratch", "size": 100, "seed": 1, "accuracy": 0.6}]), widgets.TransferExplorer(tmp_path)]
+    assert all(isinstance(figure, Figure) for figure in made) and open_widgets() == before
+
+
+def texts(widget):
+    return " ".join(child.value for child in widget.children if isinstance(child, W.HTML))
+
+
+def test_a_missing_model_says_what_to_load(tmp_path, jets):
+    assert "omnijet/no-such: no such folder" in texts(widgets.TokenExplorer("omnijet/no-such")) and "TokenExplorer('runs/smoke/" in texts(widgets.TokenExplorer("omnijet/no-such"))
+    assert "omnijet/no-such" in texts(widgets.GenerationPlayground("omnijet/no-such", BinnedTokenizer((3, 3, 3))))
+    assert "omnijet/no-such" in texts(widgets.JetBrowser(jets, "omnijet/no-such"))
+    assert "run chapter 05_transfer first" in texts(widgets.TransferExplorer(tmp_path))
+    (tmp_path / "transfer").mkdir()
+    assert "no finished training" in texts(widgets.TransferExplorer(tmp_path))
