@@ -288,6 +288,7 @@ class DeepSets(nn.Module):
         self.phi, self.f = _mlp((3, *phi)), nn.Sequential(_mlp((phi[-1], *f)), nn.Linear(f[-1], n_classes))
         for layer in self.modules():      # He's initialization: with PyTorch's, the first hundreds of steps learn nothing
             if isinstance(layer, nn.Linear): nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"), nn.init.zeros_(layer.bias)
+        self.f[0][0].weight.data /= 50     # what comes in is a sum over some fifty constituents
 
     def forward(self, x, mask): return self.f((self.phi(x) * mask[..., None]).sum(1))      # (B, L, 256) → (B, 256) → (B, 10)
 
