@@ -48,12 +48,12 @@ class ClassificationHead(nn.Module):
         return F.linear(F.relu(self.embed(x)), self.classify.weight)
 
     def loss(self, batch):
-        "Cross-entropy and accuracy of a batch with `x` (B, L, W), `mask` (B, L) and `target` (B,)."
+        "Cross-entropy and share of wrong answers of a batch with `x` (B, L, W), `mask` (B, L) and `target` (B,)."
         return classification_loss(self(batch["x"], batch["mask"]), batch["target"])
 
 def classification_loss(logits, target):                                    # (B, C), (B,)
-    "Cross-entropy and accuracy, as `train` wants them."
-    return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(1) == target).float().mean()}
+    "Cross-entropy and share of wrong answers, as `train` wants them."
+    return {"loss": F.cross_entropy(logits, target), "error": (logits.argmax(1) != target).float().mean()}
 
 # %% ../nbs/05_transfer.ipynb #e15f726b
 def rejection(background:np.ndarray, # (n,) scores of background jets
@@ -145,7 +145,7 @@ class JetClassifier(nn.Module, PyTorchModelHubMixin, library_name="omnijet", tag
     def forward(self, codes, mask): return self.head(*self.embeddings(codes, mask))     # (B, L), (B, L) -> (B, C)
 
     def loss(self, batch:dict) -> dict:
-        "Cross-entropy and accuracy of a batch with `x` (B, L) codes, `mask` and `target` (B,)."
+        "Cross-entropy and share of wrong answers of a batch with `x` (B, L) codes, `mask` and `target` (B,)."
         return classification_loss(self(batch["x"], batch["mask"]), batch["target"])
 
     @classmethod
@@ -338,9 +338,9 @@ def train_one(task:dict) -> dict:
         classifier = copy.deepcopy(classifier)
         checkpoints = out.with_name(f".{out.name}.training") if task["size"] > 10_000 else None      # smaller ones are quickly done again
         history = classifier.fit(train_jets, train_jets.extras["label"], task["strategy"], (val, val.extras["label"]), config, checkpoints, progress=False)
-        scores = [row["val_loss"] for row in history]
+        scores = [row["val_" + config.monitor] for row in history]
         result = {**{k: task[k] for k in ("strategy", "size", "seed", "inputs")}, **classifier.evaluate(test, test.extras["label"]),
-                  "epochs": len(history), "best_epoch": int(np.argmin(scores)) + 1, "val_loss": min(scores),
+                  "epochs": len(history), "best_epoch": int(np.argmin(scores)) + 1, "val_" + config.monitor: min(scores),
                   "seconds": time.perf_counter() - started, "history": history}
         with atomic(out) as folder:
             classifier.save_pretrained(folder)
