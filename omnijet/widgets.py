@@ -11,7 +11,7 @@ __all__ = ['INK', 'ORIGINAL', 'RECONSTRUCTED', 'ETA', 'PHI', 'SHIPPED', 'GREY', 
            'bench']
 
 # %% ../nbs/06_widgets.ipynb #c0a762bd
-import io, json, os, re, threading, time
+import atexit, io, json, os, re, threading, time
 from pathlib import Path
 
 import anywidget
@@ -418,6 +418,7 @@ class Work(W.HBox):
         self.button = W.Button(description="Stop", icon="stop", disabled=True, layout=W.Layout(width="80px"))
         self.button.on_click(lambda _: self.stop())
         self.thread, self.ended = None, threading.Event()
+        atexit.register(lambda: (self.stop(), self.wait()))                         # not in the middle of a step
         super().__init__([self.bar, self.button, self.text])
 
     def start(self, steps,          # a generator of how much is done
@@ -593,12 +594,15 @@ def JetBrowser(jets=None,      # jets; None: the sample that comes with omnijet
 def latent_plane(tokenizer) -> np.ndarray: # (codebook_size, 2)
     "The two main components of the codebook; of a tokenizer without one, of the decoded codes (scaled features)."
     if hasattr(tokenizer, "quantizer"): points = tokenizer.quantizer.get_codebook().detach().cpu().double().numpy()
-    else: points = FeatureScaling().scale(_alone(tokenizer).astype(float))
+    else: points = FeatureScaling().scale(_decoded(tokenizer).astype(float))
     points = points - points.mean(0)
     return points @ np.linalg.svd(points, full_matrices=False)[2][:2].T
 
-def _alone(tokenizer): # (codebook_size, 3): each code as a jet of one constituent
-    return _flat(tokenizer.decode(np.arange(tokenizer.codebook_size)[:, None]))
+def _decoded(tokenizer, seed:int=1) -> np.ndarray: # (codebook_size, 3)
+    "Each code decoded once, in jets of random codes."
+    codes = np.random.default_rng(seed).permutation(tokenizer.codebook_size)
+    jets = ak.unflatten(codes, np.bincount(np.arange(len(codes)) // MAX_CONSTITUENTS))
+    return _flat(tokenizer.decode(jets))[np.argsort(codes)]
 
 def _flat(constituents): return np.stack([ak.to_numpy(ak.flatten(constituents[name])) for name in FEATURES], 1)      # (total, 3)
 
@@ -610,11 +614,11 @@ class CodeUse:
         for k in np.unique(label): rank[label == k] = np.arange((label == k).sum())
         order = np.argsort(rank, kind="stable")                                     # classes in turn, so that a part has all of them
         self.tokenizer, self.jets, self.label, self.done = tokenizer, jets[order], label[order], 0
-        self.size, self.alone, self.latent = tokenizer.codebook_size, _alone(tokenizer), latent_plane(tokenizer)
+        self.size, self.unseen, self.latent = tokenizer.codebook_size, _decoded(tokenizer), latent_plane(tokenizer)
         self.parts = []
         self.collect()
 
-    def steps(self, n:int=250): # yields the number of jets done
+    def steps(self, n:int=100): # yields the number of jets done
         "Tokenize the jets that are left, `n` at a time."
         while self.done < len(self.jets):
             some = self.jets[self.done:self.done + n]
@@ -633,7 +637,7 @@ class CodeUse:
         self.order, self.offsets = np.argsort(self.code, kind="stable"), np.concatenate([[0], np.cumsum(self.count)])
         mean = lambda v: np.bincount(self.code, v, K) / np.maximum(self.count, 1)
         pt, eta, phi = self.decoded.T
-        self.at = np.where(self.count[:, None] > 0, np.stack([np.exp(mean(np.log(pt))), mean(eta), mean(phi)], 1), self.alone)       # (K, 3)
+        self.at = np.where(self.count[:, None] > 0, np.stack([np.exp(mean(np.log(pt))), mean(eta), mean(phi)], 1), self.unseen)       # (K, 3)
 
     def rows(self, codes) -> np.ndarray:
         "Positions in `code`, `jet`, `original` and `decoded` of all constituents with any of `codes`."
@@ -767,7 +771,7 @@ def detail(self:_TokenExplorer, again=False):
     rows = use.rows(codes)
     self.having, total = np.unique(use.jet[rows]), max(int(use.count.sum()), 1)
     name = f"code {codes[0]}" if len(codes) == 1 else f"{len(codes)} codes: {', '.join(map(str, codes[:8]))}{' …' if len(codes) > 8 else ''}"
-    few = len(rows) < 10 and len(codes) == 1
+    few = len(rows) < 10 and codes == list(one.selected)[:1]                         # decoding takes too long while the pointer moves
     extra = use.contexts(codes[0]) if few else None
     pt, out = use.original[rows, 0], (extra if few else use.decoded[rows])[:, 0]
     spread = lambda v: f"{np.median(v):.3g} ({np.quantile(v, 0.16):.3g}–{np.quantile(v, 0.84):.3g})" if len(v) else "–"
@@ -819,17 +823,19 @@ class Growing:
             raise OmnijetError(f"the tokenizer has {tokenizer.codebook_size} codes, the model {model.vocabulary.codebook_size}: they do not belong together")
         self.model, self.tokenizer, self.seed, self.number = model, tokenizer, seed, number
         self.temperature, self.top_k, self.jet_class = temperature, top_k, jet_class
-        self.codes, self.finished = [], False
+        self.codes, self.finished, self.known, self.decoded = [], False, (None, None), (None, None)
 
     @torch.inference_mode()
     def scores(self) -> torch.Tensor: # (1, K + 2)
         "Unnormalized log-probabilities of the next token; what cannot come is −∞."
+        if self.known[0] == (self.codes, self.jet_class): return self.known[1]
         v = self.model.vocabulary
         prefix = v.prefix(1, torch.tensor([CLASSES.index(self.jet_class)]) if v.classes else None)
         read = torch.cat([prefix, torch.tensor([self.codes], dtype=torch.long) + 1], 1)
         scores = self.model.head(self.model.backbone(read)[:, -1]).float()
         scores[:, v.start] = -np.inf
         if not self.codes: scores[:, v.stop] = -np.inf
+        self.known = (list(self.codes), self.jet_class), scores
         return scores
 
     @torch.inference_mode()
@@ -853,7 +859,9 @@ class Growing:
 
     def constituents(self):
         "The jet as it is now."
-        return self.tokenizer.decode([self.codes])[0] if self.codes else self.tokenizer.decode([[0]])[0][:0]
+        if not self.codes: return self.tokenizer.decode([[0]])[0][:0]
+        if self.decoded[0] != self.codes: self.decoded = list(self.codes), self.tokenizer.decode([self.codes])[0]
+        return self.decoded[1]
 
     def add(self, token:int):
         "Put a token behind the others; the stop token ends the jet, as does the 128th constituent."
@@ -971,10 +979,11 @@ def show(self:_GenerationPlayground):
     "Draw the jet and what may come next."
     g = self.growing
     tokens, p = ([], np.zeros(0)) if g.finished else g.expected()
-    mass = jet_mass(self.tokenizer.decode([g.codes]))[0] if g.codes else 0
+    plane = growing_panel(g, tokens, p)
+    mass = jet_mass(ak.Array([g.constituents().to_list()]))[0] if g.codes else 0
     self.bars.hover = -1
     self.bars.selected = []
-    self.bars.panel, self.plane.panel = expected_panel(g, tokens, p), growing_panel(g, tokens, p)
+    self.bars.panel, self.plane.panel = expected_panel(g, tokens, p), plane
     self.title.value = f"<h4>seed {g.seed}, jet {g.number} · {len(g.codes)} constituents · {mass:.1f} GeV{' · stopped' if g.finished else ''}</h4>"
     self.sequence.value = "<div class='tokens'><span>start</span>" + "".join(f"<span>{c}</span>" for c in g.codes) + ("<span>stop</span>" if g.finished else "") + "</div>"
 
@@ -1129,6 +1138,7 @@ def bench(codebook_size:int=8192, repeats:int=20) -> dict:
         for _ in range(n): out = function()
         result[name] = 1000 * (time.perf_counter() - start) / n
         return out
+    _JetBrowser(jets[:1], tokenizer)                                                 # libraries are loaded
     timed("JetBrowser, first picture [ms]", lambda: _JetBrowser(jets, tokenizer))
     explorer = timed("TokenExplorer, first picture [ms]", lambda: _TokenExplorer(tokenizer, jets))
     explorer.work.stop()

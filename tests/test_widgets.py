@@ -45,7 +45,7 @@ def model(grid):
 
 
 def open_widgets():
-    return set(W.Widget.widgets.keys()) if hasattr(W.Widget, "widgets") else set(W.widget._instances)
+    return set(W.widgets.widget._instances)
 
 
 # codes
@@ -54,7 +54,7 @@ def test_code_use_counts_what_a_loop_counts(conditional, jets):
     use = widgets.CodeUse(conditional, jets)
     assert list(use.steps(70)) == [70, 140, 200]
     use.collect()
-    tokens, decoded = conditional.encode(use.jets), None
+    tokens = conditional.encode(use.jets)
     decoded = conditional.decode(tokens)
     code = int(use.count.argmax())
     uses, by_type, reconstructions = 0, np.zeros(10, int), []
