@@ -8,7 +8,7 @@ __all__ = ['Vocabulary', 'Cache', 'Attention', 'Block', 'Backbone', 'next_token_
            'bench_training', 'bench_generation', 'bench']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
-import math, time, zlib
+import math, time
 from pathlib import Path
 
 import awkward as ak

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'NormFormerBlock', 'NormFormer', 'MLP', 'VQVAE',
            'BinnedTokenizer', 'find_pretrained', 'read_config', 'save_model', 'load_weights', 'load_tokenizer',
-           'read_gabbro', 'tokenize_files', 'bench', 'new_tokenizer', 'mass_resolution', 'begin']
+           'read_gabbro', 'tokenize_files', 'bench', 'new_tokenizer', 'mass_resolution']
 
 # %% ../nbs/01_vqvae.ipynb #7a093807
 import json
@@ -846,16 +846,3 @@ def mass_resolution(
     decoded = ak.zip({"constituents": tokenizer.decode(tokens)}, depth_limit=1)
     difference = ak.to_numpy(jet_mass(decoded) - jet_mass(jets))
     return {**resolution(difference, **settings), "codes_used": len(np.unique(ak.to_numpy(ak.flatten(tokens)))) / tokenizer.codebook_size}
-
-# %% ../nbs/01_vqvae.ipynb #8365bc6f
-def begin(
-    folder: Path,    # of a training's checkpoints
-    settings: dict,  # all that shapes the training, as JSON
-):
-    "Keep the checkpoints in `folder` if their training had the same settings, else forget them; write down the settings."
-    path, text = Path(folder, "settings.json"), json.dumps(settings, indent=1)
-    if not path.exists() or path.read_text() != text:
-        for old in ("last.ckpt", "best.safetensors", "history.json"):
-            Path(folder, old).unlink(missing_ok=True)
-        with atomic(path) as tmp:
-            tmp.write_text(text)

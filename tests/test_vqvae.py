@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omnijet.data import OmnijetError, read_metadata, read_tokens, to_columns, write_columns
-from omnijet.vqvae import (VQVAE, BinnedTokenizer, VectorQuant, begin, find_pretrained, kmeans, load_tokenizer, mass_resolution,
+from omnijet.vqvae import (VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, mass_resolution,
                            nearest, new_tokenizer, read_gabbro, tokenize_files)
 
 
@@ -218,15 +218,6 @@ def test_names_of_tokenizers():
     for name in ("conditional", "quantum-512", "conditional-x", "binned-0"):
         with pytest.raises(OmnijetError, match="expected conditional-K"):
             new_tokenizer(name, jets)
-
-
-def test_training_resumes_only_what_it_began(tmp_path):
-    begin(tmp_path, {"width": 64})
-    (tmp_path / "last.ckpt").write_text("weights")
-    begin(tmp_path, {"width": 64})
-    assert (tmp_path / "last.ckpt").exists()
-    begin(tmp_path, {"width": 128})
-    assert not (tmp_path / "last.ckpt").exists()
 
 
 def test_a_tokenizer_learns():

@@ -1,0 +1,86 @@
+"""The training loop: what a folder of checkpoints is good for, and what it refuses."""
+import numpy as np
+import pytest
+import torch
+
+from omnijet.data import OmnijetError, Ragged
+from omnijet.training import LengthBuckets, TrainingConfig, train
+
+
+class Mean(torch.nn.Module):
+    "Learns the mean of its input."
+    def __init__(self, width=1):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(width))
+
+    def loss(self, batch):
+        return {"loss": ((batch["x"] - self.value)[batch["mask"]] ** 2).mean()}
+
+
+def sample(n=64, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 9, n)
+    return Ragged(rng.normal(3, 0.1, (lengths.sum(), 1)).astype("f4"), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+CONFIG = TrainingConfig(epochs=3, batch_size=16, lr=0.1)
+
+
+def fit(out, model=None, data=None, config=CONFIG, **words):
+    return train(model or Mean(), data or sample(), sample(seed=1), config, out=out, progress=False, **words)
+
+
+def test_the_same_training_is_not_repeated(tmp_path):
+    first = fit(tmp_path)
+    stamp = (tmp_path / "last.ckpt").stat().st_mtime_ns
+    model = Mean()
+    assert fit(tmp_path, model) == first and (tmp_path / "last.ckpt").stat().st_mtime_ns == stamp
+    assert float(model.value.detach()) > 0.5                                     # the trained weights, not the initial ones
+
+
+@pytest.mark.parametrize("other", [dict(model=Mean(2)), dict(data=sample(65)), dict(config=TrainingConfig(epochs=3, batch_size=16, lr=0.2))])
+def test_another_training_starts_again(tmp_path, other):
+    first = fit(tmp_path)
+    with pytest.warns(UserWarning, match="starting again"):
+        assert fit(tmp_path, **other) != first
+
+
+def test_a_longer_training_is_another(tmp_path):
+    fit(tmp_path)
+    with pytest.warns(UserWarning, match="starting again"):
+        assert len(fit(tmp_path, config=TrainingConfig(epochs=5, batch_size=16, lr=0.1))) == 5
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(OmnijetError, match="last.ckpt is not a checkpoint"):
+        fit(tmp_path)
+
+
+def test_early_stopping_keeps_the_best_weights():
+    model = Mean()
+    data, far = sample(), sample(seed=1)
+    far.content[:] = 1.0                                                         # validation is best on the way to 3
+    history = train(model, data, far, TrainingConfig(epochs=200, batch_size=16, lr=0.1, patience=3), progress=False)
+    scores = [row["val_loss"] for row in history]
+    assert len(history) == int(np.argmin(scores)) + 1 + 3 < 200
+    assert abs((float(model.value.detach()) - 1) ** 2 - min(scores)) < 1e-4
+
+
+def test_empty_samples_and_unknown_settings():
+    for data, val in ((sample()[:0], None), (sample(), sample()[:0])):
+        with pytest.raises(OmnijetError, match="empty"):
+            train(Mean(), data, val, CONFIG, progress=False)
+    for wrong in (dict(schedule="zigzag"), dict(optimizer="lbfgs")):
+        with pytest.raises(OmnijetError, match="expected"):
+            train(Mean(), sample(), None, TrainingConfig(epochs=1, **wrong), progress=False)
+    with pytest.raises(OmnijetError, match="batch_size"):
+        LengthBuckets([1, 2], 0)
+
+
+def test_ranks_share_an_epoch():
+    lengths = sample(103).lengths
+    parts = [list(LengthBuckets(lengths, 10, seed=3, rank=rank, world=2)) for rank in (0, 1)]
+    assert len(parts[0]) == len(parts[1])
+    seen = np.concatenate([index for rank in parts for index in rank])
+    assert set(seen) == set(range(103)) and len(seen) - 103 <= 10                # the last batch may be repeated so that ranks stay in step
