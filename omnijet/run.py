@@ -126,17 +126,17 @@ def _kernel_output(path:Path):
 
 def _execute(chapter:str, folder:Path, parameters:dict):
     "One chapter through papermill; the executed notebook stays, also when a cell fails. The kernel is reached through a socket file, not the network."
-    import logging, papermill
+    import logging, papermill, tempfile
     from traitlets.config import Config
     from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
     output = folder / "notebooks" / f"{chapter}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _kernel_output(output.with_suffix(".log")) as terminal:
+        with _kernel_output(output.with_suffix(".log")) as terminal, tempfile.TemporaryDirectory() as sockets:
             papermill.execute_notebook(chapters_dir() / f"{chapter}.ipynb", output, parameters=parameters, cwd=chapters_dir(), kernel_name="python3",
                                        progress_bar={"desc": chapter, "leave": False, "file": terminal, "disable": not terminal.isatty()},
-                                       config=Config({"KernelManager": {"transport": "ipc"}}))
+                                       config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}))
     except PapermillExecutionError as error:
         where = f"chapter {chapter}, cell {error.exec_count or error.cell_index}"
         raise _error(f"{where}: {error.ename}: {error.evalue}\n  in: {error.source.strip().splitlines()[0][:120]}\n  the executed notebook: {output}") from None
@@ -189,7 +189,8 @@ def run(preset:str="smoke",        # name of a preset, or a YAML file
 # %% ../nbs/07_run.ipynb #a7afe4a8
 def _simulate(a):
     from omnijet.simulation import simulate_files
-    simulate_files(a.out, n=a.n, classes="all" if a.classes == "all" else a.classes.split(","), seed=a.seed, workers=a.workers, format=a.format, shard_size=a.shard_size, settings=a.settings, start=a.start)
+    simulate_files(a.out, n=a.n, classes="all" if a.classes == "all" else a.classes.split(","), seed=a.seed, workers=a.workers, format=a.format, shard_size=a.shard_size, settings=a.settings, start=a.start,
+                   mantissa_bits=a.mantissa_bits)
 
 def _download(a):
     from omnijet.data import download
@@ -202,11 +203,12 @@ def _tokenize(a):
 def _generate(a):
     from omnijet.generation import generate_files
     generate_files(a.model, a.out, a.n, tokenizer=a.tokenizer, seed=a.seed, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p,
-                   batch_size=a.batch_size, jet_class=a.jet_class)
+                   jet_class=a.jet_class, **({} if a.batch_size is None else {"batch_size": a.batch_size}))
 
 def _finetune(a):
     from omnijet.transfer import finetune_files
-    finetune_files(a.backbone, a.tokenizer, a.data, a.out, strategy=a.strategy)
+    finetune_files(a.backbone, a.tokenizer, a.data, a.out, strategy=a.strategy, seed=a.seed, max_jets=a.max_jets,
+                   classes=a.classes.split(",") if a.classes else None)
 
 def _run(a):
     import yaml
@@ -257,6 +259,7 @@ def parser() -> argparse.ArgumentParser:
     add("--format", choices=["parquet", "root"], default="parquet")
     add("--shard-size", type=int, default=1000, help="jets in a file")
     add("--settings", action="append", default=[], metavar="PYTHIA", help="a Pythia setting, e.g. 'PartonShowers:model = 2'")
+    add("--mantissa-bits", type=int, default=23, help="of the numbers in the files; fewer make smaller files")
     add("--start", type=int, default=0, help="index of the first file")
 
     add = command("download", _download, "download real JetClass (Zenodo, 190 GB in all)")
@@ -278,7 +281,7 @@ def parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=1.0)
     add("--top-k", type=int)
     add("--top-p", type=float)
-    add("--batch-size", type=int, default=512)
+    add("--batch-size", type=int, help="jets at a time (default: as the device allows)")
     add("--jet-class", help="of a class-conditional model, e.g. TTBar")
 
     add = command("finetune", _finetune, "fine-tune a backbone to tag jets of your own files")
@@ -286,6 +289,9 @@ def parser() -> argparse.ArgumentParser:
     add("--tokenizer", required=True)
     add("--data", required=True, help="labelled jets: ROOT or Parquet file, glob or folder")
     add("--out", required=True)
+    add("--classes", help="names separated by commas, background first (default: those in the files)")
+    add("--max-jets", type=int, help="read at most so many jets")
+    add("--seed", type=int, default=1)
     add("--strategy", choices=["finetune", "frozen", "scratch"], default="finetune")
 
     add = command("bench", _bench, "print throughputs and ratios")

@@ -8,14 +8,16 @@ __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'QUARKS', 'LEPTONS', 'TOP_PAIRS', 'PROCES
            'Process', 'start_pythia', 'Particles', 'stable_particles', 'propagate', 'tracking_efficiency',
            'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'four_momenta', 'cluster', 'directions',
            'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'simulate', 'Shard',
-           'make_shard', 'simulate_files', 'bench', 'shapes', 'two_sample_auc']
+           'make_shard', 'simulate_files', 'leave_with_parent', 'bench', 'shapes', 'two_sample_auc']
 
 # %% ../nbs/00a_simulation.ipynb #0277b00f
 import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
 import shlex
 import signal
+import threading
 import sys
 import time
 import zlib
@@ -510,15 +512,15 @@ class Shard:
         del facts["path"], facts["command"]
         return facts
 
-    def is_done(self):
-        "Whether the file is there; `OmnijetError` if it holds other jets."
+    def is_done(self, replace=False):
+        "Whether the file is there; if it holds other jets, it is not (`replace`), or an `OmnijetError`."
         if not Path(self.path).exists():
             return False
         found = read_metadata(self.path)
         differ = [f"{name} {found.get(name)!r}, expected {fact!r}" for name, fact in self.facts().items() if found.get(name) != fact]
-        if differ:
+        if differ and not replace:
             raise OmnijetError(f"{self.path}: holds other jets ({'; '.join(differ)}): remove it or choose another folder")
-        return True
+        return not differ
 
 
 def make_shard(
@@ -556,6 +558,7 @@ def simulate_files(
     start: int = 0,  # index of the first file of each class
     executor=None,  # any `concurrent.futures.Executor`, in place of local processes
     mantissa_bits: int = 23,  # fewer make smaller files
+    replace: bool = False,  # the folder shall hold these jets only: replace files that hold others, remove what remains
     progress: bool = True,
 ) -> list:  # paths
     """Simulate files `<Process>_<index:05d>.parquet` (or .root) in parallel; those that are there already are kept.
@@ -579,12 +582,27 @@ def simulate_files(
         for index, first in enumerate(range(0, n[process], shard_size), start):
             path = Path(out).absolute() / f"{process}_{index:05d}.{format}"
             shards.append(Shard(str(path), process, min(shard_size, n[process] - first), seed, index, tuple(settings), mantissa_bits, command))
-    waiting = sorted((shard for shard in shards if not shard.is_done()), key=lambda shard: -shard.n)  # long tasks first
+    waiting = sorted((shard for shard in shards if not shard.is_done(replace)), key=lambda shard: -shard.n)  # long tasks first
     with tqdm(total=sum(shard.n for shard in shards), unit="jet", disable=not progress) as bar:
         bar.update(bar.total - sum(shard.n for shard in waiting))
         for n_jets in _run(make_shard, waiting, workers, executor):
             bar.update(n_jets)
-    return [Path(shard.path) for shard in shards]
+    paths = [Path(shard.path) for shard in shards]
+    if replace:
+        for left in set(Path(out).absolute().glob(f"*.{format}")) - set(paths):
+            left.unlink()
+    return paths
+
+
+def leave_with_parent():
+    "Of a worker process: leave interrupts to the process that started it, and end when that one is gone, even by kill -9."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait():
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _run(task, items, workers, executor):
@@ -594,7 +612,7 @@ def _run(task, items, workers, executor):
     own = None
     if executor is None:
         context = multiprocessing.get_context("spawn")  # safe beside threads of the parent
-        own = executor = ProcessPoolExecutor(min(workers or os.cpu_count(), len(items)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        own = executor = ProcessPoolExecutor(min(workers or os.cpu_count(), len(items)), context, leave_with_parent)
     futures = [executor.submit(task, item) for item in items]
     try:
         for future in as_completed(futures):

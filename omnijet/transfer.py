@@ -10,7 +10,7 @@ __all__ = ['STRATEGIES', 'MEMORY', 'PAPER', 'METRICS', 'ClassificationHead', 'cl
            'finetune_files']
 
 # %% ../nbs/05_transfer.ipynb #21539ef6
-import copy, functools, hashlib, itertools, json, multiprocessing, multiprocessing.connection, os, shutil, threading, time
+import copy, functools, hashlib, itertools, json, multiprocessing, os, shutil, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, atomic, class_indices, read_jets
 from .training import TrainingConfig, batches, device, train
+from .simulation import leave_with_parent
 from .observables import color, save_figure, style
 from .gpt import Backbone, GenerativeModel, Vocabulary, load_tokens
 from .vqvae import find_pretrained, load_tokenizer, load_weights, read_config, save_model, tokenize_files
@@ -351,13 +352,6 @@ def train_one(task:dict) -> dict:
         return {**{k: task[k] for k in ("strategy", "size", "seed")}, "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
 
 # %% ../nbs/05_transfer.ipynb #2f9020ee
-def _leave_with_parent():
-    "End this worker process when the process that started it is gone, even by kill -9."
-    def wait():
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
-
 def _digest(*paths) -> str:
     "Hash of files, by their contents."
     digest = hashlib.sha256()
@@ -413,8 +407,8 @@ def sweep(backbone,                   # folder or name of a GenerativeModel
     waiting = [task for task in tasks if not _finished(task)]
     out.mkdir(parents=True, exist_ok=True)
     if waiting:
-        from omnijet.transfer import _leave_with_parent, train_one           # by their module: other processes cannot look into a notebook
-        pool = executor or ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
+        from omnijet.transfer import train_one           # by their module: other processes cannot look into a notebook
+        pool = executor or ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn"), initializer=leave_with_parent)
         try:
             futures = {pool.submit(train_one, task): task for task in waiting}
             for future in tqdm(as_completed(futures), total=len(tasks), initial=len(results), desc="trainings", disable=not progress):
