@@ -78,8 +78,24 @@ def test_failing_cell_is_named_and_its_notebook_kept(tmp_path):
 def test_root_file_without_the_branches(tmp_path):
     import numpy as np
     import uproot
+
+    from omnijet.data import sample_jets
+    from omnijet.vqvae import BinnedTokenizer
+    BinnedTokenizer.fit(sample_jets(max_jets=20), (5, 5, 5)).save_pretrained(tmp_path / "bins")
     with uproot.recreate(tmp_path / "HToBB_120.root") as file:
         file["tree"] = {"part_px": np.ones(3), "label_Hbb": np.ones(3, bool)}
-    for words in (["tokenize", "--tokenizer", tmp_path], ["finetune", "--backbone", tmp_path, "--tokenizer", tmp_path]):
-        done = omnijet(*words, "--data", tmp_path / "HToBB_120.root", "--out", tmp_path / "out")
-        assert done.returncode == 1 and done.stderr.startswith("omnijet: ") and done.stderr.count("\n") == 1, done.stderr
+    done = omnijet("tokenize", "--tokenizer", tmp_path / "bins", "--data", tmp_path / "HToBB_120.root", "--out", tmp_path / "out")
+    assert done.returncode == 1 and done.stderr.startswith("omnijet: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "HToBB_120.root" in done.stderr and "part_py" in done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "nbs" / "presets").glob("*.yaml")))
+def test_presets_name_parameters_of_the_chapters(preset):
+    from omnijet.run import CHAPTERS, chapter_parameters, read_preset
+    declared = {key: value for chapter in CHAPTERS for key, value in chapter_parameters(chapter).items()}
+    values = read_preset(preset)
+    assert values["preset"] == preset and set(values) <= set(declared)
+    for key, value in values.items():
+        if value is not None and declared[key] is not None and not (isinstance(value, (int, float)) and isinstance(declared[key], (int, float))):
+            assert type(value) is type(declared[key]), key
