@@ -112,9 +112,11 @@ def _scalars(result:dict, batch:dict) -> dict:
     row = {k: torch.as_tensor(v, device=like.device).detach().float() for k, v in result.items()}
     return {**row, "weight": row.get("weight", like.new_tensor(float(len(batch["mask"]))).float())}
 
-def _task(model, config, same, steps, out, on_epoch, progress):
+def _task(model, config, same, lengths, steps, out, on_epoch, progress):
     "The Lightning module around `model` (built here, so that importing this module does not import Lightning)."
     import lightning
+
+    positions = config.batch_size * max(float(np.mean(lengths)), 1e-9)
 
     class Task(lightning.LightningModule):
         def __init__(self):
@@ -147,7 +149,8 @@ def _task(model, config, same, steps, out, on_epoch, progress):
             if progress:
                 self.bar.update()
                 if len(self.rows) % 20 == 1: self.bar.set_postfix(epoch=self.current_epoch, loss=f"{float(self.rows[-1]['loss']):.4g}")
-            return result["loss"]
+            if "weight" not in result: return result["loss"]
+            return result["loss"] * (self.rows[-1]["weight"] / positions)               # every position counts the same, in short jets and in long ones
 
         def on_validation_epoch_start(self): self.val_rows = []
 
@@ -247,7 +250,7 @@ def train(model:torch.nn.Module,          # has loss(batch) -> dict of scalars w
         state = _resumed(out, same)
     finished = state is not None and (state["stopped"] or len(state["history"]) >= config.epochs)
     loader = _loader(data, config, shuffle=True)
-    task = _task(model, config, same, config.epochs * len(loader), out, on_epoch, progress)
+    task = _task(model, config, same, data.lengths, config.epochs * len(loader), out, on_epoch, progress)
     if not finished:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         torch.manual_seed(config.seed)

@@ -299,7 +299,8 @@ def loss(self: VQVAE, batch):        # x (B, L, 3) in GeV and radians, mask (B, 
     reconstruction, quantized = self(x, batch["mask"])
     error = (reconstruction - x)[batch["mask"]].float().square().mean()
     return {"loss": error + self.alpha * quantized["loss"], "reconstruction": error.detach(), "quantizer": quantized["loss"].detach(),
-            "perplexity": quantized["perplexity"], "codes_used": quantized["used"], "codes_replaced": quantized["replaced"]}
+            "perplexity": quantized["perplexity"], "codes_used": quantized["used"], "codes_replaced": quantized["replaced"],
+            "weight": batch["mask"].sum()}
 
 # %% ../nbs/01_vqvae.ipynb #c562ca9c
 def _as_sequences(jets) -> Ragged:
