@@ -18,6 +18,8 @@ setup(
     author_email=settings["author_email"],
     url=settings["git_url"],
     license="MIT",
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research", "Topic :: Scientific/Engineering :: Physics",
+                 *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13))],
     keywords=settings["keywords"],
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
