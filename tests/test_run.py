@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 def omnijet(*words, cwd=ROOT, **env):
     return subprocess.run([sys.executable, "-c", "import sys; from omnijet.run import main; sys.exit(main())", *map(str, words)],
-                          cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), **env})
+                          cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **env})
 
 
 def imported(statement):
