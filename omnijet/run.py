@@ -281,7 +281,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tokenizer", required=True, help="folder or name of a tokenizer")
     add("--data", required=True, help="ROOT or Parquet file, glob or folder")
     add("--out", required=True)
-    add("--batch-size", type=int, default=512)
+    add("--batch-size", type=int, help="jets at a time (default: as the device allows)")
 
     add = command("generate", _generate, "generate jets into Parquet files")
     add("--model", required=True, help="folder or name of a generative model")
