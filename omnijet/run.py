@@ -239,7 +239,7 @@ def _test(a):
     if not (root / "tests").is_dir(): raise _error("the tests lie in the repository, not in the installed package: run this in a clone")
     missing = [name for name in ("pytest", "xdist", "hypothesis", "nbdev") if find_spec(name) is None]
     if missing: raise _error(f"{', '.join(missing)} missing: pip install -e '.[dev]'")
-    words = ["-q", "-rs", "-n", "auto", "--dist", "worksteal", str(root / "tests"), *a.arguments]         # a process a core, one thread each
+    words = ["-q", "-rs", "-n", "auto", "--dist", "loadfile", str(root / "tests"), *a.arguments]           # one file, one process; one thread each
     return subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 def parser() -> argparse.ArgumentParser:
