@@ -99,6 +99,7 @@ def _alone(folder:Path):
         yield
         lock.truncate(0)
 
+# %% ../nbs/07_run.ipynb #eca0bb41
 def facts(preset:str, seed:int) -> dict:
     "What a reader of results.json must know: preset, seed, device, versions, git commit, command, date."
     import importlib.metadata as metadata, platform, subprocess, torch
@@ -116,6 +117,7 @@ def _merge(path:Path, **values):
     content = json.loads(path.read_text()) if path.exists() else {}
     with atomic(path) as temporary: Path(temporary).write_text(json.dumps({**content, **values}, indent=1, ensure_ascii=False))
 
+# %% ../nbs/07_run.ipynb #cc886f07
 @contextlib.contextmanager
 def _kernel_output(path:Path):
     "What kernels print to their own stdout and stderr goes to a file; yields the terminal's stderr for the progress bar."
@@ -130,6 +132,7 @@ def _kernel_output(path:Path):
                 os.dup2(original, stream)
                 os.close(original)
 
+# %% ../nbs/07_run.ipynb #fc103066
 def _execute(chapter:str, folder:Path, parameters:dict):
     "One chapter through papermill; the executed notebook stays, also when a cell fails. The kernel is reached through a socket file, not the network."
     import logging, papermill, tempfile
@@ -147,6 +150,7 @@ def _execute(chapter:str, folder:Path, parameters:dict):
         where = f"chapter {chapter}, cell {error.exec_count or error.cell_index}"
         raise _error(f"{where}: {error.ename}: {error.evalue}\n  in: {error.source.strip().splitlines()[0][:120]}\n  the executed notebook: {output}") from None
 
+# %% ../nbs/07_run.ipynb #9c4d9ccc
 def run(preset:str="smoke",        # name of a preset, or a YAML file
         name:str|None=None,        # runs/<name>; default: the preset's name
         runs:str="runs",           # where runs lie
@@ -226,6 +230,7 @@ def _run(a):
     except ValueError: raise _error(f"-p takes NAME=VALUE, got {a.parameter}") from None
     run(a.preset, a.name, a.runs, a.force, a.until, parameters)
 
+# %% ../nbs/07_run.ipynb #81724c65
 BENCHES = {"data": ["data", "simulation"], "observables": ["observables"], "vqvae": ["vqvae"], "gpt": ["gpt"], "widgets": ["widgets"]}
 
 def _bench(a):
@@ -242,6 +247,7 @@ def _test(a):
     words = ["-q", "-rs", "-n", "auto", "--dist", "loadfile", str(root / "tests"), *a.arguments]           # one file, one process; one thread each
     return subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
+# %% ../nbs/07_run.ipynb #11d21506
 def parser() -> argparse.ArgumentParser:
     "The command line of `omnijet`."
     from omnijet import __version__
@@ -312,6 +318,7 @@ def parser() -> argparse.ArgumentParser:
     add("arguments", nargs="*", help="further words for pytest")
     return top
 
+# %% ../nbs/07_run.ipynb #2cf003f8
 def main(arguments:list[str]|None=None) -> int:
     "Entry point of the console script; returns the exit status."
     a = parser().parse_args(arguments)

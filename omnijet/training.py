@@ -112,6 +112,7 @@ def _scalars(result:dict, batch:dict) -> dict:
     row = {k: torch.as_tensor(v, device=like.device).detach().float() for k, v in result.items()}
     return {**row, "weight": row.get("weight", like.new_tensor(float(len(batch["mask"]))).float())}
 
+# %% ../nbs/00c_training.ipynb #c54ea78a
 def _task(model, config, same, lengths, steps, out, on_epoch, progress):
     "The Lightning module around `model` (built here, so that importing this module does not import Lightning)."
     import lightning
@@ -188,12 +189,13 @@ def _task(model, config, same, lengths, steps, out, on_epoch, progress):
             self.history, self.best, self.best_epoch, self.random = state["history"], state["best"], state["best_epoch"], state["random"]
     return Task()
 
+# %% ../nbs/00c_training.ipynb #bed0ebb0
 def save_weights(weights:dict, path:Path):
     "A state dict as safetensors, written beside its final name and renamed."
     from safetensors.torch import save_file
     with atomic(path) as temporary: save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
 
-# %% ../nbs/00c_training.ipynb #c54ea78a
+# %% ../nbs/00c_training.ipynb #bda32eb3
 class _Batches(torch.utils.data.Dataset):
     "`Ragged` as Lightning's loader wants it: an array of indices gives a padded batch."
     def __init__(self, data): self.data = data
@@ -205,6 +207,7 @@ def _loader(data, config, shuffle):
     sampler = LengthBuckets(data.lengths, config.batch_size, shuffle, config.seed, rank, world)
     return torch.utils.data.DataLoader(_Batches(data), sampler=sampler, batch_size=None)
 
+# %% ../nbs/00c_training.ipynb #4c778c5e
 def _same(model, data, val, config) -> str:
     "A checksum of all that makes a training: configuration, architecture, sequences."
     facts = zlib.crc32(repr((asdict(config), model, getattr(model, "_hub_mixin_config", None), [(k, tuple(v.shape)) for k, v in model.state_dict().items()])).encode())
@@ -225,6 +228,7 @@ def forget(out:Path):
     "Remove the checkpoints and the history of a training."
     for name in ("last.ckpt", "best.safetensors", "history.json"): Path(out, name).unlink(missing_ok=True)
 
+# %% ../nbs/00c_training.ipynb #2ea471e6
 def train(model:torch.nn.Module,          # has loss(batch) -> dict of scalars with "loss"
           data:Ragged,                    # training sequences
           val:Ragged|None=None,           # validation sequences: choose the best weights
