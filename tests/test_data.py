@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import omnijet
 from omnijet import data
 from omnijet.data import (AXIS, CLASSES, FEATURES, LABELS, FeatureScaling, JetStream, OmnijetError, Ragged, atomic, data_module,
-                          download, iter_columns, iter_jets, jet_files, momenta, need, number, read_jets, read_metadata, read_tokens,
+                          download, iter_columns, iter_jets, jet_files, momenta, need, number, origin, read_jets, read_metadata, read_tokens,
                           record, sample_jets, show, to_columns, to_jets, write_columns, write_tokens)
 
 
@@ -417,7 +417,8 @@ def test_root_files_hold_a_ttree_and_metadata(tmp_path, columns):
 
     for suffix in ("root", "parquet"):
         write_columns(columns, tmp_path / f"x.{suffix}", seed=7, settings=["a = 1"])
-        assert read_metadata(tmp_path / f"x.{suffix}") == {"seed": 7, "settings": ["a = 1"]}
+        about = read_metadata(tmp_path / f"x.{suffix}")
+        assert about.pop("origin") == origin() and about == {"seed": 7, "settings": ["a = 1"]}
     with uproot.open(tmp_path / "x.root") as file:
         assert file.classnames()["tree;1"] == "TTree" and file["tree"].num_entries == len(columns)
         assert file["tree"]["part_px"].typename == "float[]" and file["tree"]["label_Hbb"].typename == "bool"
@@ -702,7 +703,7 @@ def test_tokens(tmp_path):
     write_tokens(tokens, tmp_path / "a.parquet", label=[1, 2, 3], id=np.array([2**63, 1, 0], np.uint64), codebook_size=512)
     table = read_tokens(tmp_path)
     assert table.tokens.to_list() == tokens.to_list() and table.id.to_list() == [2**63, 1, 0] and table.label.to_list() == [1, 2, 3]
-    assert read_metadata(tmp_path / "a.parquet") == {"codebook_size": 512}
+    assert read_metadata(tmp_path / "a.parquet") == {"codebook_size": 512, "origin": origin()}
     write_tokens(tokens, tmp_path / "b" / "plain.parquet")
     assert read_tokens(tmp_path / "b").fields == ["tokens"]
     with pytest.raises(OmnijetError, match=r"no branch part_px.*\(has: tokens, label, id\)"):
