@@ -16,13 +16,17 @@ import glob
 import html
 import json
 import os
+import platform
+import shlex
 import shutil
+import subprocess
 import sys
 import warnings
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
+from importlib.metadata import version
 from pathlib import Path
 
 import awkward as ak
@@ -321,11 +325,6 @@ PACKAGES = ["torch", "lightning", "numpy", "awkward", "pyarrow", "pythia8mc", "f
 @functools.cache
 def origin() -> dict:
     "How this process makes what it writes: versions, git_commit (of a clone; `+changes` if it has any), device, command."
-    import platform
-    import shlex
-    import subprocess
-    from importlib.metadata import version
-
     import omnijet
 
     def git(*words):
@@ -1111,7 +1110,6 @@ def bench(
     n_stream: int = 1_000_000,  # jets streamed for the memory
 ) -> dict:  # the figures printed
     "Reader to padded batches on one core, padding in three ways, memory of a stream: absolute figures and ratios."
-    import subprocess
     import tempfile
     import time
 
