@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CLASSES', 'LABELS', 'CLASS_NAMES', 'FEATURES', 'MAX_CONSTITUENTS', 'MAX_ANGLE', 'MOMENTA', 'AXIS', 'PACKAGES', 'SUMS',
            'ROW_GROUP', 'ARCHIVES', 'OmnijetError', 'class_indices', 'sample_folder', 'wrap_angle', 'relative',
-           'to_jets', 'to_columns', 'momenta', 'FeatureScaling', 'atomic', 'origin', 'write_columns', 'jet_files',
-           'iter_columns', 'iter_jets', 'read_jets', 'sample_jets', 'Ragged', 'shuffled_stretches', 'JetStream',
-           'data_module', 'download', 'write_tokens', 'read_tokens', 'read_metadata', 'need', 'number', 'record',
-           'show', 'bench']
+           'to_jets', 'to_columns', 'momenta', 'FeatureScaling', 'make_folder', 'atomic', 'origin', 'write_columns',
+           'jet_files', 'iter_columns', 'iter_jets', 'read_jets', 'sample_jets', 'Ragged', 'shuffled_stretches',
+           'JetStream', 'data_module', 'download', 'write_tokens', 'read_tokens', 'read_metadata', 'need', 'number',
+           'record', 'show', 'bench']
 
 # %% ../nbs/00_data.ipynb #ba17edd2
 import functools
@@ -17,6 +17,7 @@ import html
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -272,10 +273,18 @@ def _writing(path):
     "Turn the system's refusal to write into one line."
     try:
         yield
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code not in _CANNOT_WRITE:
             raise
-        raise OmnijetError(f"{path}: cannot be written ({os.strerror(error.errno)})") from error
+        raise OmnijetError(f"{path}: cannot be written ({os.strerror(code)})") from error
+
+
+def make_folder(path):
+    "Make a folder, and those above it; `OmnijetError` where that cannot be."
+    with _writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -971,8 +980,7 @@ def download(
         receipt, partial = out / f".{archive}.json", out / f"{archive}.part"
         files = json.loads(receipt.read_text()).get(checksum, {}) if receipt.exists() else {}
         if not files or any(not (out / name).exists() or (out / name).stat().st_size != n for name, n in files.items()):
-            with _writing(out):
-                out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             have = partial.stat().st_size if partial.exists() else 0
             if (free := shutil.disk_usage(out).free) < 2 * size - have:
                 raise OmnijetError(f"{out}: {archive} needs {(2 * size - have) / 1e9:.1f} GB to fetch and unpack, {free / 1e9:.1f} GB are free")
