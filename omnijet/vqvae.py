@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'NormFormerBlock', 'NormFormer', 'MLP', 'VQVAE',
-           'BinnedTokenizer', 'find_pretrained', 'read_config', 'save_model', 'load_weights', 'load_tokenizer',
-           'read_gabbro', 'tokenize_files', 'bench', 'new_tokenizer', 'mass_resolution']
+           'BinnedTokenizer', 'find_pretrained', 'read_config', 'save_model', 'load_weights', 'fitting',
+           'load_tokenizer', 'read_gabbro', 'tokenize_files', 'bench', 'new_tokenizer', 'mass_resolution']
 
 # %% ../nbs/01_vqvae.ipynb #7a093807
 import json
-import re
 import time
 from pathlib import Path
 
@@ -22,10 +21,10 @@ from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import (CLASSES, MAX_CONSTITUENTS, FEATURES, FeatureScaling, OmnijetError, Ragged, atomic, jet_files,
+from .data import (CLASSES, MAX_CONSTITUENTS, FEATURES, FeatureScaling, OmnijetError, Ragged, atomic, jet_files, origin,
                           read_jets, write_tokens)
 from .observables import jet_mass, resolution
-from .training import TrainingConfig, batches, device, train
+from .training import TrainingConfig, batches, device, read_checkpoint, read_weights, train
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
 def nearest(
@@ -486,10 +485,13 @@ def read_config(
     try:
         config = json.loads(path.read_text())
         kind = config.get("kind")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise OmnijetError(f"{path}: not the configuration of a model ({error})") from error
     if kind not in kinds:
         raise OmnijetError(f"{path}: kind is {kind!r}, expected {' or '.join(kinds)}")
+    for blocks in (config.get("blocks", 1), config["backbone"].get("blocks", 1) if isinstance(config.get("backbone"), dict) else 1):
+        if not isinstance(blocks, int) or not 0 <= blocks <= 10_000:
+            raise OmnijetError(f"{path}: {blocks!r} blocks, expected at most 10,000")
     return config
 
 
@@ -501,30 +503,29 @@ def save_model(model, folder: Path):
         with atomic(Path(folder, "model.safetensors")) as tmp:
             save(model, str(tmp))
     with atomic(Path(folder, "config.json")) as tmp:
-        tmp.write_text(json.dumps({"kind": type(model).__name__, **(model._hub_mixin_config or {})}, indent=1))
+        about = {"training": getattr(model, "training_facts", None), **origin()}
+        tmp.write_text(json.dumps({"kind": type(model).__name__, **(model._hub_mixin_config or {}), "origin": about}, indent=1))
 
 
 def load_weights(model, folder: Path):
     "model.safetensors of a folder into the model; `OmnijetError` for a missing or damaged file and for weights of another architecture."
-    from safetensors.torch import load_file
-
     path = Path(folder, "model.safetensors")
-    try:
-        _load_state(model, load_file(path), path)
-    except OmnijetError:
-        raise
-    except Exception as error:
-        raise OmnijetError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    _load_state(model, read_weights(path), path)
     return model.eval()
 
 
-def _load_state(model, state, path):
-    "`load_state_dict` with a message of one line."
+def _check_shapes(model, state, path):
+    "`OmnijetError` that names the first of the weights that do not fit."
     have, expected = {k: tuple(v.shape) for k, v in state.items()}, {k: tuple(v.shape) for k, v in model.state_dict().items()}
     wrong = [f"{k} is {have.get(k, 'missing')}, expected {expected.get(k, 'nothing of this name')}"
              for k in [*expected, *have] if have.get(k) != expected.get(k)]
     if wrong:
         raise OmnijetError(f"{path}: weights of another architecture: {wrong[0]} ({len(wrong)} such)")
+
+
+def _load_state(model, state, path):
+    "`load_state_dict` with a message of one line."
+    _check_shapes(model, state, path)
     model.load_state_dict(state)
 
 # %% ../nbs/01_vqvae.ipynb #82e2511a
@@ -558,10 +559,25 @@ def from_pretrained(cls: BinnedTokenizer, name):
 
 def _build(cls, config, folder):
     "The object that a configuration describes."
+    return fitting(lambda: cls(**{key: value for key, value in config.items() if key not in ("kind", "origin")}), folder)
+
+
+def fitting(
+    make,      # makes the model that a folder's config.json describes
+    folder,
+):
+    "make(), once its weights are known to be those of the folder: sizes in config.json alone reserve no memory."
     try:
-        return cls(**{key: value for key, value in config.items() if key != "kind"})
-    except TypeError as error:
-        raise OmnijetError(f"{Path(folder, 'config.json')}: {error}") from error
+        with torch.device("meta"):
+            plan = make()
+        if isinstance(plan, nn.Module):
+            path = Path(folder, "model.safetensors")
+            _check_shapes(plan, read_weights(path), path)
+        return make()
+    except OmnijetError:
+        raise
+    except Exception as error:
+        raise OmnijetError(f"{Path(folder, 'config.json')}: does not describe a model ({error!r})") from error
 
 
 def load_tokenizer(
@@ -606,17 +622,14 @@ def read_gabbro(
     path,  # a Lightning checkpoint (.ckpt) of the published code
 ):         # hyper-parameters (plain), state dict
     "Hyper-parameters and weights of a published checkpoint. No code of it is executed; `OmnijetError` names a class that is not on the list."
-    try:
-        with torch.serialization.safe_globals([(_StandIn, name) for name in _HARMLESS]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return _plain(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
-    except KeyError as error:
-        raise OmnijetError(f"{path}: no entry {error}, expected a Lightning checkpoint with hyper_parameters and state_dict") from error
-    except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise OmnijetError(f"{path}: refused to load {refused[1]}: a checkpoint may hold weights and hyper-parameters only") from error
-        raise OmnijetError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {str(error).strip().splitlines()[0]})") from error
+    checkpoint = read_checkpoint(path, [(_StandIn, name) for name in _HARMLESS])
+    missing = [key for key in ("hyper_parameters", "state_dict") if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise OmnijetError(f"{path}: no entry {missing[0]!r}, expected a Lightning checkpoint with hyper_parameters and state_dict")
+    hyper_parameters, state = _plain(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
+    if not isinstance(hyper_parameters, dict) or not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise OmnijetError(f"{path}: hyper_parameters or state_dict are not what their names say")
+    return hyper_parameters, state
 
 # %% ../nbs/01_vqvae.ipynb #8bd212bc
 _NAMES = [("input_projection", "encoder.project_in"), ("encoder_normformer.blocks", "encoder.blocks"), ("latent_projection_in", "encoder.project_out"),
@@ -631,7 +644,7 @@ def from_gabbro(
 ):
     "The tokenizer of a published checkpoint. Raises `OmnijetError` for another model's checkpoint and for one that would execute code."
     hyper_parameters, state = read_gabbro(path)
-    model, kind = hyper_parameters.get("model_kwargs", {}), hyper_parameters.get("model_type")
+    model, kind = hyper_parameters.get("model_kwargs") or {}, hyper_parameters.get("model_type")
     if kind not in ("VQVAENormFormer", "Transformer", "MLP") or "vq_kwargs" not in model:
         raise OmnijetError(f"{path}: model_type is {kind!r}, expected the VQ-VAE checkpoint VQVAENormFormer, Transformer or MLP")
     if kind == "MLP":

@@ -357,7 +357,7 @@ def test_other_checkpoints(golden, tmp_path):
     with pytest.raises(OmnijetError, match="no entry 'hyper_parameters'"):
         VQVAE.from_gabbro(tmp_path / "other.ckpt")
     (tmp_path / "short.ckpt").write_bytes((golden / "gabbro_tokenizer_mlp.ckpt").read_bytes()[:5000])
-    with pytest.raises(OmnijetError, match="short.ckpt: cannot be read"):
+    with pytest.raises(OmnijetError, match="short.ckpt is not a checkpoint: cannot be read"):
         VQVAE.from_gabbro(tmp_path / "short.ckpt")
     with pytest.raises(OmnijetError, match="missing.ckpt"):
         VQVAE.from_gabbro(tmp_path / "missing.ckpt")
