@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, class_indices, need, number, read_tokens, record, show
 from .training import TrainingConfig, batches, device, plot_history, train
-from .vqvae import _build, find_pretrained, load_tokenizer, load_weights, read_config, read_gabbro, save_model
+from .vqvae import _build, _load_state, find_pretrained, load_tokenizer, load_weights, read_config, read_gabbro, save_model
 
 # %% ../nbs/03_gpt.ipynb #97232a38
 class Vocabulary:
@@ -304,21 +304,23 @@ GenerativeModel.generate = generate
 def from_gabbro(cls, path) -> GenerativeModel:
     "The generative model in a Lightning checkpoint of the published OmniJet-α code; raises OmnijetError if it holds something else."
     settings, theirs = read_gabbro(path)
-    heads = settings.get("model_kwargs", {}).get("n_heads", 8)
+    heads = (settings.get("model_kwargs") or {}).get("n_heads", 8)
     missing = [k for k in ("module.embedding_table.weight", "head.fc1.weight") if k not in theirs]
     if missing: raise OmnijetError(f"{path}: no {missing[0]} in its state_dict, so it is not a generative model (has: {', '.join(list(theirs)[:4])}, …)")
-    tokens, width = theirs["module.embedding_table.weight"].shape
-    blocks = 1 + max(int(k.split(".")[2]) for k in theirs if k.startswith("module.GPT_blocks."))
-    names = {"mha_block.proj.": "attention.project.", "ff_block.net.": "mlp.", "layernorm_1.": "norm1.", "layernorm_2.": "norm2."}
-    ours = {"backbone.embedding.weight": theirs["module.embedding_table.weight"],
-            "head.weight": theirs["head.fc1.weight"], "head.bias": theirs["head.fc1.bias"]}
-    for i in range(blocks):
-        prefix = f"module.GPT_blocks.{i}."
-        ours[f"backbone.blocks.{i}.attention.qkv.weight"] = torch.cat([theirs[f"{prefix}mha_block.{part}.weight"] for part in ("query", "key", "value")])
-        for old, new in names.items():
-            ours |= {k.replace(prefix + old, f"backbone.blocks.{i}.{new}"): w for k, w in theirs.items() if k.startswith(prefix + old)}
-    model = cls(codebook_size=tokens - 2, width=width, blocks=blocks, heads=heads)
-    model.load_state_dict(ours)
+    try:
+        tokens, width = theirs["module.embedding_table.weight"].shape
+        blocks = 1 + max(int(k.split(".")[2]) for k in theirs if k.startswith("module.GPT_blocks."))
+        names = {"mha_block.proj.": "attention.project.", "ff_block.net.": "mlp.", "layernorm_1.": "norm1.", "layernorm_2.": "norm2."}
+        ours = {"backbone.embedding.weight": theirs["module.embedding_table.weight"],
+                "head.weight": theirs["head.fc1.weight"], "head.bias": theirs["head.fc1.bias"]}
+        for i in range(blocks):
+            prefix = f"module.GPT_blocks.{i}."
+            ours[f"backbone.blocks.{i}.attention.qkv.weight"] = torch.cat([theirs[f"{prefix}mha_block.{part}.weight"] for part in ("query", "key", "value")])
+            for old, new in names.items():
+                ours |= {k.replace(prefix + old, f"backbone.blocks.{i}.{new}"): w for k, w in theirs.items() if k.startswith(prefix + old)}
+        model = cls(codebook_size=tokens - 2, width=width, blocks=blocks, heads=heads)
+    except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error: raise OmnijetError(f"{path}: not the weights of a generative model ({error!r})") from error
+    _load_state(model, ours, path)
     return model.eval()
 
 GenerativeModel.from_gabbro = classmethod(from_gabbro)

@@ -9,6 +9,7 @@ __all__ = ['OBSERVABLES', 'PALETTE', 'COLORS', 'flat_constituents', 'jet_momenta
            'bench']
 
 # %% ../nbs/00b_observables.ipynb #d25b8906
+import json
 import time
 import warnings
 import zlib
@@ -17,7 +18,7 @@ from pathlib import Path
 import awkward as ak
 import numpy as np
 
-from .data import OmnijetError, atomic, sample_jets
+from .data import OmnijetError, atomic, origin, sample_jets
 
 # %% ../nbs/00b_observables.ipynb #023745ea
 def flat_constituents(
@@ -313,7 +314,7 @@ def save_figure(
     fig.draw_without_rendering()
     box = fig.get_tightbbox().padded(0.08)      # found once for both: it takes as long as drawing
     for kind in ("pdf", "png"):
-        with atomic(folder / f"{name}.{kind}") as temporary: fig.savefig(temporary, format=kind, dpi=120, bbox_inches=box)
+        with atomic(folder / f"{name}.{kind}") as temporary: fig.savefig(temporary, format=kind, dpi=120, bbox_inches=box, metadata={"Keywords": json.dumps(origin())})
     return folder / f"{name}.png"
 
 # %% ../nbs/00b_observables.ipynb #aaeb2de6

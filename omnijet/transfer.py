@@ -24,12 +24,12 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, atomic, class_indices, read_jets
+from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, atomic, class_indices, make_folder, origin, read_jets
 from .training import TrainingConfig, batches, device, train
 from .simulation import leave_with_parent
 from .observables import color, save_figure, style
 from .gpt import Backbone, GenerativeModel, Vocabulary, load_tokens
-from .vqvae import find_pretrained, load_tokenizer, load_weights, read_config, save_model, tokenize_files
+from .vqvae import find_pretrained, fitting, load_tokenizer, load_weights, read_config, save_model, tokenize_files
 
 # %% ../nbs/05_transfer.ipynb #dcd6e00d
 class ClassificationHead(nn.Module):
@@ -164,9 +164,8 @@ class JetClassifier(nn.Module, PyTorchModelHubMixin, library_name="omnijet", tag
         "A classifier from a folder, the name of one that ships with omnijet, or a repository of the Hugging Face hub; raises OmnijetError for anything else."
         folder = find_pretrained(name)
         config = read_config(folder, [cls.__name__])
-        try: model = cls(Backbone(**config["backbone"]), classes=config["classes"], codebook_size=config["codebook_size"])
-        except (KeyError, TypeError) as error: raise OmnijetError(f"{folder / 'config.json'}: {error!r} where a classifier's backbone, classes and codebook_size are expected") from error
-        return load_weights(model, folder)
+        make = lambda: cls(Backbone(**config["backbone"]), classes=config["classes"], codebook_size=config["codebook_size"])
+        return load_weights(fitting(make, folder), folder)
 
 # %% ../nbs/05_transfer.ipynb #383c33c4
 def as_codes(tokens, codebook_size:int) -> Ragged:
@@ -342,7 +341,7 @@ def train_one(task:dict) -> dict:
         scores = [row["val_" + config.monitor] for row in history]
         result = {**{k: task[k] for k in ("strategy", "size", "seed", "inputs")}, **classifier.evaluate(test, test.extras["label"]),
                   "epochs": len(history), "best_epoch": int(np.argmin(scores)) + 1, "val_" + config.monitor: min(scores),
-                  "seconds": time.perf_counter() - started, "history": history}
+                  "origin": origin(), "seconds": time.perf_counter() - started, "history": history}
         with atomic(out) as folder:
             classifier.save_pretrained(folder)
             (folder / "result.json").write_text(json.dumps(result, indent=1))
@@ -405,7 +404,7 @@ def sweep(backbone,                   # folder or name of a GenerativeModel
                       "inputs": json.loads(json.dumps({**inputs, "config": config}))})
     results = [result for task in tasks if (result := _finished(task))]
     waiting = [task for task in tasks if not _finished(task)]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if waiting:
         from omnijet.transfer import train_one           # by their module: other processes cannot look into a notebook
         pool = executor or ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn"), initializer=leave_with_parent)
@@ -540,7 +539,7 @@ def finetune_files(backbone,                    # folder or name of a Generative
     tokens, test = tokenizer.encode(jets, progress=progress), holdout(targets(labels, classes), seed)
     config = fine_tuning(int((~test).sum()), **{**settings, "seed": seed})
     classifier.fit(tokens[~test], labels[~test], strategy, config=config, progress=progress)
-    result = {"strategy": strategy, "classes": [CLASSES[k] for k in classes], "train_jets": int((~test).sum()), **classifier.evaluate(tokens[test], labels[test])}
+    result = {"strategy": strategy, "seed": seed, "origin": origin(), "classes": [CLASSES[k] for k in classes], "train_jets": int((~test).sum()), **classifier.evaluate(tokens[test], labels[test])}
     with atomic(out) as folder:
         classifier.save_pretrained(folder)
         (folder / "result.json").write_text(json.dumps(result, indent=1))
