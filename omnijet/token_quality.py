@@ -312,9 +312,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.project = nn.Linear(3, width)
         self.blocks = nn.ModuleList([NormFormerBlock(width, heads, dropout) for _ in range(blocks)])
-        self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.token = nn.Parameter(torch.randn(1, 1, width))
         self.class_blocks = nn.ModuleList([ClassAttention(width, heads, dropout) for _ in range(class_blocks)])
         self.head = nn.Sequential(nn.LayerNorm(width), *[layer for _ in range(2) for layer in (nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))], nn.Linear(width, n_classes))
+        nn.init.normal_(self.project.weight)      # blocks that start as the identity on small inputs leave averages without class information:
+        for block in self.blocks:                 # the first thousand steps would learn nothing
+            nn.init.ones_(block.norm1.weight)
+            block.mlp[-1].reset_parameters()
 
     def forward(self, x, mask):
         x = self.project(x)                                                                 # (B, L, W)
@@ -343,14 +347,16 @@ def train_tagger(
     data, val, # Ragged of jets with labels
     epochs:int, batch_size:int=512, seed:int=1,
     sizes:dict=None, # of the Transformer: width, blocks, class_blocks, heads
+    lr:float=None, # the largest learning rate instead of the paper's; where the schedule starts and ends scales with it
     out=None, # folder of checkpoints: a training that was interrupted, or is asked for again, goes on there
     progress:bool=True,
 ): # Tagger, trained
     """Train a classifier of the ten classes with the paper's one-cycle schedule (appendix A 2), AdamW and weight decay 0.01."""
     torch.manual_seed(seed)
     tagger = Tagger(DeepSets() if kind == "DeepSets" else Transformer(**(sizes or {})))
-    config = TrainingConfig(epochs=epochs, batch_size=batch_size, seed=seed, schedule="one-cycle", weight_decay=0.01, grad_clip=5.0, **SCHEDULES[kind])
-    if out is not None: out = Path(out) / f"{zlib.crc32(data.content.tobytes() + str((kind, sizes, epochs, batch_size, seed)).encode()):08x}"      # these very jets and sizes
+    schedule = {name: value * (lr or SCHEDULES[kind]["lr"]) / SCHEDULES[kind]["lr"] for name, value in SCHEDULES[kind].items()}
+    config = TrainingConfig(epochs=epochs, batch_size=batch_size, seed=seed, schedule="one-cycle", weight_decay=0.01, grad_clip=5.0, **schedule)
+    if out is not None: out = Path(out) / f"{zlib.crc32(data.content.tobytes() + str((kind, sizes, epochs, batch_size, seed, lr)).encode()):08x}"      # these very jets and sizes
     train(tagger, data, val, config, out=out, progress=progress)
     return tagger
 
