@@ -1017,7 +1017,7 @@ def generating(self:_GenerationPlayground, n, seed, options, batch:int=20):
 # %% ../nbs/06_widgets.ipynb #8009b7b7
 def GenerationPlayground(model=SHIPPED["backbone"],           # a GenerativeModel, its folder or name
                          tokenizer=SHIPPED["its tokenizer"],  # the tokenizer it was trained with, its folder or name
-                         jets=None,                           # real jets to compare with; None: the sample that comes with omnijet
+                         jets=None,                           # real jets to compare with; None: the sample, of a model without class tokens the paper's two classes
                         ):
     "A jet grows token by token, by chance or by hand; then many, compared with real ones (tokenized and reconstructed). Raises OmnijetError if tokenizer and model do not belong together."
     try:
@@ -1025,12 +1025,12 @@ def GenerationPlayground(model=SHIPPED["backbone"],           # a GenerativeMode
         model = GenerativeModel.from_pretrained(model) if isinstance(model, (str, Path)) else model
     except OmnijetError as error:
         return note(error, "Give a model and its tokenizer, or their folders: <code>GenerationPlayground('runs/smoke/backbone', 'runs/smoke/tokenizers/conditional-512')</code> after <code>omnijet run</code>.")
-    jets = sample_jets(max_jets=200) if jets is None else jets
+    if jets is None: jets = sample_jets(None if model.vocabulary.classes else ["ZJetsToNuNu", "TTBar"], max_jets=300)
     if not headless(): return _GenerationPlayground(model, tokenizer, jets)
     growing = Growing(model, tokenizer, jet_class=CLASSES[0] if model.vocabulary.classes else None)
     for _ in range(5): growing.draw()
     expectation = growing.expected()
-    return picture(expected_panel(growing, *expectation), growing_panel(growing, *expectation))
+    return picture({**expected_panel(growing, *expectation), "title": "next token"}, growing_panel(growing, *expectation))
 
 # %% ../nbs/06_widgets.ipynb #3d4303ed
 def read_sweep(run_dir) -> list: # one dict a training, with `folder`
@@ -1106,8 +1106,8 @@ class _TransferExplorer(W.VBox):
             if name not in self.scores: self.scores[name] = test_scores(r, self.run_dir)
             scores, target, classes = self.scores[name]
             self.distribution.panel = score_panel(scores, target, name, classes)
-            yield len(scores)
-        self.work.start(steps(), 1, "trainings")
+            yield 1
+        self.work.start(steps(), 1, "classifiers")
 
     def table(self): return {k: [r[k] for r in self.results] for k in ("strategy", "size", "seed", *(key for _, key in self.metric.options))}
 
@@ -1123,32 +1123,38 @@ def TransferExplorer(results="../runs/smoke", # a run folder, or what `sweep` re
     return picture(sweep_panel(results, "accuracy", list(STRATEGIES))[0]) if headless() else _TransferExplorer(results, run_dir)
 
 # %% ../nbs/06_widgets.ipynb #961de1b0
-def bench(codebook_size:int=8192, repeats:int=20) -> dict:
+def bench(codebook_size:int=8192, # of the untrained tokenizer
+          repeats:int=10,
+         ) -> dict:               # {what: (median, fastest, slowest)} in ms
     "Print and return what the user waits for, without the browser's share."
-    jets = sample_jets(max_jets=200)
-    try: tokenizer, model = load_tokenizer(SHIPPED["its tokenizer"]), GenerativeModel.from_pretrained(SHIPPED["backbone"])
+    tokenizer, model = SHIPPED["its tokenizer"], SHIPPED["backbone"]
+    try: load_tokenizer(tokenizer), GenerativeModel.from_pretrained(model)
     except OmnijetError as error:
         print(f"{error}; untrained models of the paper's size instead")
         torch.manual_seed(1)
         tokenizer, model = VQVAE(codebook_size).eval(), GenerativeModel(codebook_size).eval()
         tokenizer.quantizer.codebook.weight.data *= 0.3                              # spread over the encoder's outputs
-    result = {}
-    def timed(name, function, n=1):
-        start = time.perf_counter()
-        for _ in range(n): out = function()
-        result[name] = 1000 * (time.perf_counter() - start) / n
+    result, rng = {}, np.random.default_rng(1)
+    def timed(name, function):
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            out = function()
+            times.append(1000 * (time.perf_counter() - start))
+            if hasattr(out, "work"): out.work.stop(), out.work.wait()                # what follows the first picture
+        result[name] = np.median(times), min(times), max(times)
+        print("{:55s} {:6.0f} ms ({:.0f}–{:.0f})".format(name, *result[name]))
         return out
-    _JetBrowser(jets[:1], tokenizer)                                                 # libraries are loaded
-    timed("JetBrowser, first picture [ms]", lambda: _JetBrowser(jets, tokenizer))
-    explorer = timed("TokenExplorer, first picture [ms]", lambda: _TokenExplorer(tokenizer, jets))
-    explorer.work.stop()
-    explorer.work.wait()
-    rng = np.random.default_rng(1)
+    load = lambda: GenerativeModel.from_pretrained(model) if isinstance(model, str) else model
+    _JetBrowser(sample_jets(max_jets=1), _tokenizer(tokenizer))                      # libraries are loaded
+    timed("JetBrowser, first picture", lambda: _JetBrowser(sample_jets(), _tokenizer(tokenizer)))
+    timed("TokenExplorer, first picture", lambda: _TokenExplorer(_tokenizer(tokenizer), sample_jets()))
+    explorer = _TokenExplorer(_tokenizer(tokenizer), sample_jets(max_jets=100))
+    explorer.work.wait()                                                             # all jets count in the details
     seen = np.flatnonzero(explorer.use.count)
-    timed("TokenExplorer, hover [ms]", lambda: setattr(explorer.scatters[0], "hover", int(rng.choice(seen))), repeats)
-    playground = timed("GenerationPlayground, first picture [ms]", lambda: _GenerationPlayground(model, tokenizer, jets))
-    timed("GenerationPlayground, step, constituents 1–40 [ms]", lambda: (playground.growing.add(2), playground.step()) if not playground.growing.finished else playground.new(), repeats)
+    timed("TokenExplorer, hover", lambda: setattr(explorer.scatters[0], "hover", int(rng.choice(seen))))
+    playground = timed("GenerationPlayground, first picture", lambda: _GenerationPlayground(load(), _tokenizer(tokenizer), sample_jets(max_jets=300)))
+    timed(f"GenerationPlayground, step, constituents 1–{2 * repeats}", lambda: (playground.growing.add(2), playground.step()) if not playground.growing.finished else playground.new())
     playground.growing.codes, playground.growing.finished = [1] * 110, False
-    timed("GenerationPlayground, picture at 110 constituents [ms]", playground.show, 5)
-    for name, value in result.items(): print(f"{name:55s} {value:8.0f}")
+    timed("GenerationPlayground, picture at 110 constituents", playground.show)
     return result

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omnijet import widgets
-from omnijet.data import CLASSES, FEATURES, OmnijetError, sample_jets, write_tokens
+from omnijet.data import CLASSES, FEATURES, OmnijetError, sample_folder, sample_jets, write_tokens
 from omnijet.gpt import GenerativeModel
 from omnijet.transfer import JetClassifier
 from omnijet.vqvae import VQVAE, BinnedTokenizer
@@ -223,6 +223,7 @@ def test_scores_behind_a_point(tmp_path, model, grid, jets):
     explorer.work.wait()
     scores, target, names = explorer.scores["fine-tuned, 100 jets, seed 2"]
     order = np.argsort(target, kind="stable")
+    assert explorer.work.text.value == "1 of 1 classifiers"
     assert np.allclose(np.sort(scores), np.sort(classifier.predict(grid.encode(chosen))[:, 1]), atol=1e-5) and target.sum() == 20 and len(order) == 40
     assert explorer.distribution.panel["title"] == "fine-tuned, 100 jets, seed 2" and names == ["q/g", "t → bqq′"]
     explorer.strategies.value = ()
@@ -262,3 +263,29 @@ def test_a_missing_model_says_what_to_load(tmp_path, jets):
     assert "run chapter 05_transfer first" in texts(widgets.TransferExplorer(tmp_path))
     (tmp_path / "transfer").mkdir()
     assert "no finished training" in texts(widgets.TransferExplorer(tmp_path))
+
+
+def test_without_argument_the_shipped_models_are_shown(tmp_path, monkeypatch):
+    import omnijet
+
+    run = tmp_path / "elsewhere"
+    run.mkdir()
+    monkeypatch.chdir(run)                                                           # no run folder here
+    monkeypatch.setenv("OMNIJET_SAMPLE", str(sample_folder()))
+    monkeypatch.setattr(omnijet, "__file__", str(tmp_path / "__init__.py"))         # models that ship lie beside it
+    assert "omnijet/tokenizer-512: " in texts(widgets.TokenExplorer())
+    assert "omnijet/tokenizer-8192: " in texts(widgets.GenerationPlayground())
+    assert "../runs/smoke" in texts(widgets.TransferExplorer()) and "run chapter 05_transfer first" in texts(widgets.TransferExplorer())
+    assert "jet 0 ·" in widgets.JetBrowser().title.value                             # needs no model
+
+    torch.manual_seed(1)
+    for codes in (512, 8192):
+        VQVAE(codes, width=16, blocks=1, heads=2).save_pretrained(tmp_path / "pretrained" / f"tokenizer-{codes}")
+    assert "omnijet/backbone: " in texts(widgets.GenerationPlayground())
+    GenerativeModel(8192, width=16, blocks=1, heads=2).save_pretrained(tmp_path / "pretrained" / "backbone")
+    explorer = widgets.TokenExplorer()
+    explorer.work.stop()
+    explorer.work.wait()
+    assert explorer.use.size == 512 and len(explorer.use.jets) == 10_000
+    playground = widgets.GenerationPlayground()
+    assert playground.growing.tokenizer.codebook_size == 8192 and set(playground.jets.label) == {0, 8}      # the paper's two classes

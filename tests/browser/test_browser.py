@@ -1,7 +1,8 @@
 """The widgets as a user meets them: JupyterLab on a free port, headless Chromium, clicks.
 
-Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read a run are opened on a copy of the finished run OMNIJET_TEST_RUN,
-and left out where it is not set."""
+Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read a run are opened on a copy of the finished smoke run OMNIJET_TEST_RUN,
+and left out where it is not set; their screenshots are those of README (figures/)."""
+import ast
 import os
 import re
 import secrets
@@ -54,6 +55,14 @@ class Notebook:
     def failures(self):
         return [f"{source.splitlines()[0]}: {error}" for source, errors, _ in self.cells() for error in errors]
 
+    def run(self, chosen):
+        "Run the code cells that `chosen(source, tags)` picks, one after the other."
+        cells = self.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets.map(c => [c.model.type, c.model.sharedModel.source, c.model.getMetadata('tags') ?? []])")
+        for i, (kind, source, tags) in enumerate(cells):
+            if kind == "code" and chosen(source, tags):
+                self.page.evaluate("i => { window.jupyterapp.shell.currentWidget.content.deselectAll(); window.jupyterapp.shell.currentWidget.content.activeCellIndex = i; }", i)
+                self.command("notebook:run-cell")
+
     def widget(self, source):
         "Bring the cell with this last line into view; its outputs."
         found = self.page.evaluate("""async source => {
@@ -67,11 +76,14 @@ class Notebook:
         cell.locator(".jp-OutputArea-output").first.wait_for(timeout=MINUTE)
         return cell
 
-    def shot(self, name, part=None):
+    def shot(self, name, part=None, width=None):
         if not os.environ.get("OMNIJET_SCREENSHOTS"):
             return
         folder = Path(os.environ["OMNIJET_SCREENSHOTS"])
         folder.mkdir(parents=True, exist_ok=True)
+        if width:
+            self.page.set_viewport_size({"width": width, "height": 1500})
+            self.page.wait_for_timeout(500)                                          # it is laid out again
         (part or self.page).screenshot(path=folder / f"{name}.png")
 
 
@@ -173,7 +185,7 @@ def test_next_jet_changes_the_title(chapter):
     says(title, r"t → bqq′ · jet 1600 ·")
     point_at_a_mark(chapter.page, cell.locator(".omnijet-canvas").first)
     says(cell.locator("tr.here").first, r"^\d+\s")
-    chapter.shot("jet_browser", cell)
+    chapter.shot("06_jet_browser", cell)
 
 
 @pytest.mark.parametrize("kind, begins", [("PNG", b"\x89PNG"), ("PDF", b"%PDF"), ("CSV", b'"position"'), ("Parquet", b"PAR1")])
@@ -202,7 +214,7 @@ def test_selecting_a_code_shows_its_number_and_its_count(chapter):
     number.fill("290")
     number.press("Enter")
     says(title, rf"code 290\s+used {(codes == 290).sum():,} times")
-    chapter.shot("token_explorer", cell)
+    chapter.shot("06_token_explorer", cell)
 
     scatter = cell.locator(".omnijet-canvas").nth(1)
     scatter.scroll_into_view_if_needed()
@@ -227,7 +239,7 @@ def test_selecting_a_code_shows_its_number_and_its_count(chapter):
     says(title, r"\d\d+ codes: ")
     cell.get_by_role("button", name="jet type").click()
     says(cell, "unused")
-    chapter.shot("token_explorer_by_type", cell)
+    chapter.shot("06_token_explorer_by_type", cell)
 
 
 def test_a_jet_grows_and_generating_changes_the_histogram(chapter):
@@ -244,7 +256,7 @@ def test_a_jet_grows_and_generating_changes_the_histogram(chapter):
     page.mouse.click(x, y)                                                           # by hand
     says(title, r"2 constituents")
     says(cell.locator(".tokens span").last, rf"^{said.split(':')[0]}$")
-    chapter.shot("generation_step", cell)
+    chapter.shot("06_generation_step", cell)
     cell.get_by_role("button", name="Finish").click()
     says(title, r"stopped|128 constituents")
 
@@ -265,7 +277,7 @@ def test_a_jet_grows_and_generating_changes_the_histogram(chapter):
     cell.get_by_role("button", name="Stop").click()
     says(cell, r"of 100,000 jets, stopped")
     histogram.scroll_into_view_if_needed()
-    chapter.shot("generation", cell)
+    chapter.shot("06_generation", cell)
 
 
 def test_a_point_of_figure_7_can_be_opened(chapter):
@@ -274,7 +286,7 @@ def test_a_point_of_figure_7_can_be_opened(chapter):
     said, x, y = point_at_a_mark(page, cell.locator(".omnijet-canvas").first)
     page.mouse.click(x, y)
     says(cell.locator("h4").last, re.escape(said.split(":")[0]))
-    chapter.shot("transfer_explorer", cell)
+    chapter.shot("06_transfer_explorer", cell)
 
 
 def test_a_missing_model_says_what_to_load(chapter):
@@ -292,7 +304,7 @@ def test_dark_theme(chapter):
     assert pixels(canvas) != light
     for name, source in (("jet_browser", "JetBrowser(jets)"), ("token_explorer", "TokenExplorer(grid, jets)"), ("generation", "GenerationPlayground(small, grid, jets)"),
                          ("transfer_explorer", "TransferExplorer(made_up)"), ("missing", "missing")):
-        chapter.shot(f"{name}_dark", chapter.widget(source))
+        chapter.shot(f"06_{name}_dark", chapter.widget(source))
 
 
 def test_after_a_restart_of_the_kernel(chapter):
@@ -311,36 +323,101 @@ def test_after_a_restart_of_the_kernel(chapter):
 WIDGETS = {"01_vqvae": ["TokenExplorer(", "JetBrowser("], "04_generation": ["GenerationPlayground("], "05_transfer": ["TransferExplorer("]}
 
 
-@pytest.mark.parametrize("name", WIDGETS)
-def test_chapter_with_a_widget(name, lab, browser):
+def shows(source, tags, widgets):
+    "Whether a cell holds parameters, nothing but imports, or one of these widgets."
+    body = ast.parse(source).body
+    return "parameters" in tags or source.strip().split("\n")[-1].startswith(tuple(widgets)) or bool(body) and all(isinstance(line, ast.Import | ast.ImportFrom) for line in body)
+
+
+@pytest.fixture
+def opened(request, lab, browser):
+    """A chapter with its parameters, imports and widgets run, on a finished run.
+
+    The other cells are left out: they take the run's quarter of an hour again (`omnijet run` executes them), and a widget needs nothing of theirs
+    but the files, as it does for a user who comes back to a finished run."""
     if not RUN:
         pytest.skip("OMNIJET_TEST_RUN is not set: this chapter reads what a finished run made")
+    widgets = WIDGETS[request.param]
     book = Notebook(browser.new_page(viewport={"width": 1400, "height": 1500}))
-    book.open(lab(name))
-    book.command("notebook:run-all-cells")
-    book.idle(10 * MINUTE)
+    book.open(lab(request.param))
+    book.command("application:toggle-left-area")
+    book.run(lambda source, tags: shows(source, tags, widgets))
+    book.idle(5 * MINUTE)
     assert not book.failures()
-    for source in WIDGETS[name]:
-        cell = book.widget(source)
-        canvas = cell.locator(".omnijet-canvas").first
-        canvas.wait_for(timeout=MINUTE)
-        before = pixels(canvas)
-        if source == "JetBrowser(":
-            cell.get_by_role("button", name="Next").click()
-            says(cell.locator("h4").first, r"jet 1 ·")
-            assert pixels(canvas) != before
-        elif source == "TokenExplorer(":
-            said, x, y = point_at_a_mark(book.page, canvas)
-            book.page.mouse.click(x, y)
-            says(cell.locator("h4").first, rf"^{said}$")
-        elif source == "GenerationPlayground(":
-            cell.get_by_role("button", name="Step").click()
-            says(cell.locator("h4").first, r"· 1 constituents ·")
-        else:
-            said, x, y = point_at_a_mark(book.page, canvas)
-            book.page.mouse.click(x, y)
-            says(cell.locator("h4").last, re.escape(said.split(":")[0]))
-            says(cell, "1 of 1 trainings|test jets")
-        book.shot(f"{name}_{source.strip('(')}", cell)
+    assert sum(outputs for *_, outputs in book.cells()) == len(widgets)                # nothing else has been run
+    yield book
     assert not book.errors
     book.page.close()
+
+
+@pytest.mark.parametrize("opened", ["01_vqvae"], indirect=True)
+def test_chapter_of_tokens(opened):
+    import awkward as ak
+    import numpy as np
+
+    from omnijet.data import CLASS_NAMES, read_jets, sample_jets
+    from omnijet.vqvae import load_tokenizer
+
+    tokenizer = load_tokenizer(RUN / "tokenizers" / "conditional-512")
+    uses = np.bincount(ak.to_numpy(ak.flatten(tokenizer.encode(sample_jets()))), minlength=512)
+    cell = opened.widget("TokenExplorer(")
+    says(cell, "10,000 of 10,000 jets", 3 * MINUTE)
+    title, number = cell.locator(".omnijet-html", has=opened.page.locator("h4")).first, cell.locator("input[type=number]").first
+    code = int(np.argsort(uses)[-20])
+    number.fill(str(code))
+    number.press("Enter")
+    says(title, rf"code {code}\s+used {uses[code]:,} times")
+    cell.get_by_role("button", name="jet type").click()
+    says(cell, "unused")
+    opened.shot("token_explorer", cell.locator(".jp-OutputArea-output"), 1200)
+    said, x, y = point_at_a_mark(opened.page, cell.locator(".omnijet-canvas").first)
+    opened.page.mouse.click(x, y)
+    code = int(said.removeprefix("code "))
+    says(title, rf"code {code}\s+used {uses[code]:,} times")
+
+    jets = read_jets(RUN / "data" / "test", max_jets=2000)
+    cell = opened.widget("JetBrowser(")
+    title, canvas = cell.locator("h4").first, cell.locator(".omnijet-canvas").first
+    says(title, rf"{CLASS_NAMES[jets.label[0]]} · jet 0 ·")
+    before = pixels(canvas)
+    cell.get_by_role("button", name="Next").click()
+    says(title, rf"{CLASS_NAMES[jets.label[1]]} · jet 1 ·")
+    assert pixels(canvas) != before
+    cell.locator("select").select_option(label="t → bqq′")
+    top = int(np.flatnonzero(jets.label == 8)[0])
+    says(title, rf"t → bqq′ · jet {top} ·")
+    assert [int(c) for c in cell.locator(".tokens span").all_inner_texts()] == tokenizer.encode(jets[top:top + 1])[0].to_list()
+    opened.shot("jet_browser", cell.locator(".jp-OutputArea-output"), 1120)
+
+
+@pytest.mark.parametrize("opened", ["04_generation"], indirect=True)
+def test_chapter_of_generation(opened):
+    cell, page = opened.widget("GenerationPlayground("), opened.page
+    title, histogram = cell.locator("h4").first, cell.locator(".omnijet-canvas").nth(2)
+    for n in range(1, 9):
+        cell.get_by_role("button", name="Step").click()
+        says(title, rf"· {n} constituents ·")
+    before, number = pixels(histogram), cell.locator("input[type=number]").last
+    number.fill("200")
+    number.press("Enter")
+    cell.get_by_role("button", name="Generate").click()
+    says(cell, "200 of 200 jets", 3 * MINUTE)
+    page.wait_for_function("c => c.getAttribute('aria-label') === '200 generated jets'", arg=histogram.locator("canvas[role=img]").element_handle())
+    assert pixels(histogram) != before
+    opened.shot("generation_step", cell.locator(".jp-OutputArea-output"), 1020)
+
+
+@pytest.mark.parametrize("opened", ["05_transfer"], indirect=True)
+def test_chapter_of_transfer(opened):
+    cell = opened.widget("TransferExplorer(")
+    curve, distribution = cell.locator(".omnijet-canvas").nth(0), cell.locator(".omnijet-canvas").nth(1)
+    before = pixels(curve)
+    cell.locator("select").first.select_option(label="accuracy")
+    opened.page.wait_for_function("([c, before]) => c.toDataURL() !== before", arg=[curve.locator("canvas").first.element_handle(), before])
+    before = pixels(distribution)
+    said, x, y = point_at_a_mark(opened.page, curve)
+    opened.page.mouse.click(x, y)
+    says(cell.locator("h4").last, re.escape(said.split(":")[0]))
+    says(cell, "1 of 1 classifiers")
+    assert pixels(distribution) != before
+    opened.shot("transfer_explorer", cell.locator(".jp-OutputArea-output"), 1120)
