@@ -332,8 +332,8 @@ PACKAGES = ["torch", "lightning", "numpy", "awkward", "pyarrow", "pythia8mc", "f
 
 
 @functools.cache
-def origin() -> dict:
-    "How this process makes what it writes: versions, git_commit (of a clone; `+changes` if it has any), device, command."
+def _software():
+    "Versions, and the commit of a clone."
     import omnijet
 
     def git(*words):
@@ -345,11 +345,15 @@ def origin() -> dict:
         commit = commit and commit + "+changes" * bool(git("status", "--porcelain"))
     except OSError:  # no git
         commit = None
+    return {"versions": {"omnijet": omnijet.__version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}, "git_commit": commit}
+
+
+def origin() -> dict:
+    "How this process makes what it writes: versions, git_commit (of a clone; `+changes` if it has any), device, command."
     torch = sys.modules.get("torch")
     device = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     program = "a notebook" if "ipykernel" in sys.argv[0] else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"versions": {"omnijet": omnijet.__version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "git_commit": commit, "device": device, "command": os.environ.get("OMNIJET_COMMAND", program)}
+    return {**_software(), "device": device, "command": os.environ.get("OMNIJET_COMMAND", program)}
 
 # %% ../nbs/00_data.ipynb #882d0e2e
 SUMS = "crc32 of the footer and of each row group: "  # in a file's footer, followed by eight hexadecimal digits each
