@@ -243,8 +243,9 @@ function draw(ctx, p, zoom, look) {            // the whole panel; returns its s
     ctx.fillStyle = look.text; text(ctx, l.name, at - 16, y, "right");
     ctx.fillStyle = ctx.strokeStyle = look.color(l.color); ctx.lineWidth = 1.8;
     ctx.beginPath();
-    if (l.mark === "circles" || l.mark === "points") ctx.arc(at - 6, y - 4, 5, 0, 7); else if (l.mark === "line") { ctx.moveTo(at - 12, y - 4); ctx.lineTo(at, y - 4); } else ctx.rect(at - 12, y - 8, 11, 8);
+    if (l.mark === "circles" || l.mark === "points") ctx.arc(at - 6, y - 4, 5, 0, 7); else if (l.mark === "line") { ctx.setLineDash(l.dash ? [5, 3] : []); ctx.moveTo(at - 13, y - 4); ctx.lineTo(at, y - 4); } else ctx.rect(at - 12, y - 8, 11, 8);
     if (l.fill || l.mark === "points" || l.mark === "bars") { ctx.globalAlpha = l.fill || 1; ctx.fill(); ctx.globalAlpha = 1; } else ctx.stroke();
+    ctx.setLineDash([]);
     at -= width(l);
   }
   return {X, Y, box, marks, xr, yr};
@@ -711,9 +712,9 @@ class _TokenExplorer(W.VBox):
         next(steps)                                                                 # enough for a first picture, the others follow
         self.use.collect()
         self.codes, self.shown = [int(self.use.count.argmax())], None
-        self.by = W.ToggleButtons(options=["use", "p_T", "jet type"], style={"button_width": "80px"})
+        self.by = W.ToggleButtons(options=[("use", "use"), ("momentum", "p_T"), ("jet type", "jet type")], style={"button_width": "90px"})
         marks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
-        self.pt = W.SelectionRangeSlider(options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1), description="p_T [GeV]", continuous_update=False, layout=W.Layout(width="330px"))
+        self.pt = W.SelectionRangeSlider(options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1), description="p<sub>T</sub> [GeV]", description_allow_html=True, continuous_update=False, layout=W.Layout(width="330px"))
         self.number = W.BoundedIntText(value=self.codes[0], min=0, max=self.use.size - 1, description="code", layout=W.Layout(width="170px"))
         self.legend, self.title, self.jet_title = _html(), _html(), _html()
         self.scatters = [Canvas(p) for p in code_panels(self.use)]
@@ -1098,7 +1099,7 @@ class _TransferExplorer(W.VBox):
         "The score distribution of one training."
         r = self.found[point]
         name = f"{STRATEGIES[r['strategy']]}, {r['size']:,} jets, seed {r['seed']}"
-        self.title.value = f"<h4>{name}</h4>" + ", ".join(f"{text} {r[key]:.4g}" for text, key in self.metric.options) + f", {r.get('epochs', '–')} epochs"
+        self.title.value = f"<h4>{name}</h4>" + ", ".join(f"{text}: {r[key]:.4g}" for text, key in self.metric.options) + f", {r.get('epochs', '–')} epochs"
         if "folder" not in r:
             self.distribution.panel = panel(axis("score"), axis("density"), title="no classifier kept: give the run folder", size=(400, 400))
             return
