@@ -22,7 +22,7 @@ from .data import CLASSES, CLASS_NAMES, FeatureScaling, OmnijetError, Ragged, ne
 from .gpt import GenerativeModel, _check_sampling, load_tokens
 from .observables import OBSERVABLES, compare, flat_constituents, observables, save_figure, style
 from .training import TrainingConfig, batches, device, train
-from .token_quality import DeepSets, Tagger, Transformer, auc
+from .token_quality import DeepSets, Tagger, Transformer, auc, plot_class_distributions
 from .vqvae import load_tokenizer
 
 # %% ../nbs/04_generation.ipynb #b75f68ac
