@@ -712,9 +712,9 @@ class _TokenExplorer(W.VBox):
         next(steps)                                                                 # enough for a first picture, the others follow
         self.use.collect()
         self.codes, self.shown = [int(self.use.count.argmax())], None
-        self.by = W.ToggleButtons(options=[("use", "use"), ("momentum", "p_T"), ("jet type", "jet type")], style={"button_width": "90px"})
+        self.by = W.ToggleButtons(options=[("use", "use"), ("momentum", "p_T"), ("jet type", "jet type")], style={"button_width": "100px"})
         marks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
-        self.pt = W.SelectionRangeSlider(options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1), description="p<sub>T</sub> [GeV]", description_allow_html=True, continuous_update=False, layout=W.Layout(width="330px"))
+        self.pt = W.SelectionRangeSlider(options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1), description="pT [GeV]", continuous_update=False, layout=W.Layout(width="330px"))
         self.number = W.BoundedIntText(value=self.codes[0], min=0, max=self.use.size - 1, description="code", layout=W.Layout(width="170px"))
         self.legend, self.title, self.jet_title = _html(), _html(), _html()
         self.scatters = [Canvas(p) for p in code_panels(self.use)]
