@@ -21,7 +21,7 @@ from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import (CLASSES, MAX_CONSTITUENTS, FEATURES, FeatureScaling, OmnijetError, Ragged, atomic, jet_files, origin,
+from .data import (CLASSES, MAX_CONSTITUENTS, FEATURES, FeatureScaling, OmnijetError, Ragged, atomic, jet_files, _checksum, origin,
                           read_jets, write_tokens)
 from .observables import jet_mass, resolution
 from .training import TrainingConfig, batches, device, read_checkpoint, read_weights, train
@@ -504,6 +504,8 @@ def save_model(model, folder: Path):
             save(model, str(tmp))
     with atomic(Path(folder, "config.json")) as tmp:
         about = {"training": getattr(model, "training_facts", None), **origin()}
+        if isinstance(model, nn.Module):
+            about["weights"] = _checksum(Path(folder, "model.safetensors"), "sha256")
         tmp.write_text(json.dumps({"kind": type(model).__name__, **(model._hub_mixin_config or {}), "origin": about}, indent=1))
 
 
@@ -511,6 +513,10 @@ def load_weights(model, folder: Path):
     "model.safetensors of a folder into the model; `OmnijetError` for a missing or damaged file and for weights of another architecture."
     path = Path(folder, "model.safetensors")
     _load_state(model, read_weights(path), path)
+    origin = json.loads(Path(folder, "config.json").read_text()).get("origin")
+    noted = origin.get("weights") if isinstance(origin, dict) else None
+    if noted is not None and noted != _checksum(path, "sha256"):
+        raise OmnijetError(f"{path}: not the weights that config.json was written with (sha256 differs)")
     return model.eval()
 
 
