@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'QUARKS', 'LEPTONS', 'TOP_PAIRS', 'PROCESSES', 'RADIUS', 'HALF_LENGTH', 'FIELD', 'BENDING',
            'FORWARD', 'ENDCAP', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH', 'SPLITS',
-           'Process', 'start_pythia', 'Particles', 'stable_particles', 'propagate', 'tracking_efficiency',
+           'JETCLASS', 'Process', 'start_pythia', 'Particles', 'stable_particles', 'propagate', 'tracking_efficiency',
            'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'four_momenta', 'cluster', 'directions',
            'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'simulate', 'Shard',
-           'make_shard', 'simulate_files', 'leave_with_parent', 'bench', 'shapes', 'two_sample_auc']
+           'make_shard', 'simulate_files', 'leave_with_parent', 'bench', 'link_jetclass', 'shapes', 'two_sample_auc']
 
 # %% ../nbs/00a_simulation.ipynb #0277b00f
 import itertools
@@ -679,6 +679,34 @@ def _simulate_and_measure(task):
 
 # %% ../nbs/00a_simulation.ipynb #c6c80ec5
 SPLITS = {"train": 0, "val": 10_000, "test": 20_000}  # index of the first file
+JETCLASS = {"train": "train_100M", "val": "val_5M", "test": "test_20M"}  # folders of the published dataset
+
+
+def link_jetclass(
+    folder,  # of JetClass: holds train_100M, val_5M and test_20M
+    out,  # of the run: gets train, val and test
+    split: str,
+    n: dict,  # {process: jets}
+) -> list:  # the links
+    "Link as many of JetClass's files into `out` as hold `n` jets of each process; raises OmnijetError if there are too few."
+    import uproot
+
+    source, target, links = Path(folder, JETCLASS[split]).resolve(), Path(out, split), []
+    if not source.is_dir():
+        raise OmnijetError(f"{source}: no such folder; a folder of JetClass holds {', '.join(JETCLASS.values())}")
+    target.mkdir(parents=True, exist_ok=True)
+    for process, wanted in n.items():
+        found = 0
+        for file in sorted(source.glob(f"{process}_*.root")):
+            if found >= wanted:
+                break
+            found += uproot.open(file)["tree"].num_entries
+            links.append(target / file.name)
+            links[-1].unlink(missing_ok=True)
+            links[-1].symlink_to(file)
+        if found < wanted:
+            raise OmnijetError(f"{source}: {found:,} jets of {process}, {wanted:,} asked for")
+    return links
 
 # %% ../nbs/00a_simulation.ipynb #087ec87e
 def shapes(
