@@ -620,7 +620,8 @@ def _jets_in(file, extra=(), **entries):
     "The jets of one file, a batch at a time, with one warning for all that are left out."
     left_out = {}
     for entry, columns in iter_columns(file, [*MOMENTA, *extra], [*AXIS, *LABELS], **entries):
-        jets, out = _select(columns, str(file), entry, extra)
+        with _readable(file):
+            jets, out = _select(columns, str(file), entry, extra)
         for reason, found in out.items():
             left_out[reason] = np.concatenate([left_out.get(reason, found[:0]), found])
         if len(jets):
@@ -1030,10 +1031,11 @@ def read_tokens(
     path,  # file, folder, glob, or a list of these
 ) -> ak.Array:  # records {tokens: var × int, label, id}
     "Read tokenized jets; `OmnijetError` for a missing or damaged file and for one without tokens."
-    tables = [_lists_of_integers(file, columns) for file in jet_files(path) for _, columns in iter_columns(file, ["tokens"], ["label", "id"])]
-    if not tables:
-        raise OmnijetError(f"{path}: no tokenized jets")
-    return ak.concatenate(tables)
+    with _readable(path):
+        tables = [_lists_of_integers(file, columns) for file in jet_files(path) for _, columns in iter_columns(file, ["tokens"], ["label", "id"])]
+        if not tables:
+            raise OmnijetError(f"{path}: no tokenized jets")
+        return ak.concatenate(tables)
 
 
 def read_metadata(

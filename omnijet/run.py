@@ -112,8 +112,8 @@ def _alone(folder:Path):
             lock.seek(0)
             raise _error(f"{folder} is in use by {lock.read().strip() or 'another run'}: wait for it or give this run another --name") from None
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} ({' '.join(sys.argv)})")
-        lock.flush()
+        try: os.write(lock.fileno(), f"process {os.getpid()} ({' '.join(sys.argv)})".encode())
+        except OSError as error: raise _error(f"cannot write into the run folder {folder}: {error.strerror}") from error
         yield
         lock.truncate(0)
 
