@@ -88,7 +88,7 @@ class Notebook:
         from PIL import Image                                                        # comes with matplotlib
 
         picture = Image.open(io.BytesIO((part or self.page).screenshot()))
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
+        picture.convert("RGB").save(folder / f"{name}.png", optimize=True)
 
 
 def point_at_a_mark(page, canvas, step=9):
