@@ -132,7 +132,7 @@ def _task(model, config, same, lengths, steps, out, on_epoch, progress):
         def __init__(self):
             super().__init__()
             self.model, self.history, self.rows, self.val_rows = model, [], [], []
-            self.best, self.best_epoch, self.best_weights, self.random, self.unchecked = math.inf, -1, None, None, []
+            self.best, self.best_epoch, self.best_weights, self.unchecked = math.inf, -1, None, []
             self.loss = torch.compile(model.loss, dynamic=True) if config.compile else model.loss
 
         def configure_optimizers(self):
@@ -144,7 +144,6 @@ def _task(model, config, same, lengths, steps, out, on_epoch, progress):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
         def on_train_start(self):
-            if self.random is not None: torch.set_rng_state(self.random.cpu())      # go on in the random stream of the interrupted training
             self.bar = tqdm(total=steps, initial=min(self.global_step, steps), desc=type(model).__name__, unit="step", disable=not progress, leave=False)
 
         def on_train_epoch_start(self): self.rows, self.started = [], time.perf_counter()
@@ -160,6 +159,7 @@ def _task(model, config, same, lengths, steps, out, on_epoch, progress):
             self.unchecked = []
 
         def training_step(self, batch, _):
+            if not self.rows: torch.manual_seed(zlib.crc32(f"{config.seed} {self.current_epoch}".encode()))  # each epoch its random stream, also after a restart
             result = self.loss(batch)
             self.rows.append(_scalars(result, batch))
             self.look(self.rows[-1], batch)
@@ -206,22 +206,36 @@ def _task(model, config, same, lengths, steps, out, on_epoch, progress):
         def on_train_end(self): self.bar.close()
 
         def on_save_checkpoint(self, checkpoint):
-            checkpoint["omnijet"] = {"history": self.history, "best": self.best, "best_epoch": self.best_epoch, "random": torch.get_rng_state(),
+            checkpoint["omnijet"] = {"history": self.history, "best": self.best, "best_epoch": self.best_epoch,
                                      "stopped": bool(self.trainer.should_stop), "same": same, "config": json.dumps(asdict(config)), "origin": json.dumps(origin())}
 
         def on_load_checkpoint(self, checkpoint):
             state = checkpoint["omnijet"]
-            self.history, self.best, self.best_epoch, self.random = state["history"], state["best"], state["best_epoch"], state["random"]
+            self.history, self.best, self.best_epoch = state["history"], state["best"], state["best_epoch"]
     return Task()
 
 # %% ../nbs/00c_training.ipynb #1c77cd58
+def _names_in_pickle(path) -> list:
+    "What a bare pickle would load, read from its text without loading it."
+    import pickletools
+    texts, found = [], []
+    try:
+        with open(path, "rb") as file:
+            for step, value, _ in pickletools.genops(file):
+                if step.name in ("GLOBAL", "STACK_GLOBAL"): found.append(".".join(value.split(" ") if value else texts[-2:]))
+                elif isinstance(value, str): texts.append(value)
+    except (ValueError, OSError): pass                                              # not a pickle, or not to its end
+    return found
+
 def read_checkpoint(path:Path|str, allowed=()) -> dict:
     "What torch wrote into a file, nothing of it executed; `allowed`: pairs (stand-in, name of a class). Raises OmnijetError that names a refused class."
     try:
-        with torch.serialization.safe_globals(list(allowed)): return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)), open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")                                        # of pickle protocols that torch does not write
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused: raise OmnijetError(f"{path}: refused to load {refused[1]}: a checkpoint may hold weights and settings only") from error
+        refused = re.findall(r"GLOBAL (\S+)", str(error)) or _names_in_pickle(path)
+        if refused: raise OmnijetError(f"{path}: refused to load {refused[0]}: a checkpoint may hold weights and settings only") from error
         raise OmnijetError(f"{path} is not a checkpoint: cannot be read ({type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]})") from error
 
 def read_weights(path:Path|str) -> dict:
@@ -266,7 +280,7 @@ def _resumed(out:Path, same:str) -> dict|None:
     if not (out / "last.ckpt").exists(): return None
     content = read_checkpoint(out / "last.ckpt")
     state = content.get("omnijet") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not {"history", "best", "best_epoch", "random", "stopped", "same"} <= set(state):
+    if not isinstance(state, dict) or not {"history", "best", "best_epoch", "stopped", "same"} <= set(state):
         raise OmnijetError(f"{out / 'last.ckpt'} is not a checkpoint of omnijet")
     if state["same"] == same: return state
     warnings.warn(f"{out} holds a training of other settings, model or jets: starting again", stacklevel=3)
