@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, class_indices, need, number, read_tokens, record, show
 from .training import TrainingConfig, batches, device, plot_history, train
-from .vqvae import _build, _load_state, find_pretrained, load_tokenizer, load_weights, read_config, read_gabbro, save_model
+from .vqvae import Saved, _build, _load_state, find_pretrained, load_tokenizer, load_weights, read_config, read_gabbro
 
 # %% ../nbs/03_gpt.ipynb #97232a38
 class Vocabulary:
@@ -188,7 +188,7 @@ def sample(scores:torch.Tensor,  # (B, V) unnormalized log-probabilities
     return torch.searchsorted(cumulative, goal, right=True)[:, 0]
 
 # %% ../nbs/03_gpt.ipynb #229e8b97
-class GenerativeModel(nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
+class GenerativeModel(Saved, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
                       repo_url="https://github.com/omnijet/omnijet", paper_url="https://arxiv.org/abs/2403.05618"):
     "Backbone with next-token head: the probability of each next token of a jet (sections II C, III B)."
     def __init__(self, codebook_size:int, # K, of the tokenizer
@@ -216,9 +216,6 @@ class GenerativeModel(nn.Module, PyTorchModelHubMixin, library_name="omnijet", t
         read, targets, real = self.vocabulary.sequences(codes, batch["mask"], batch.get("label"))
         x = self.backbone(read)[:, read.shape[1] - targets.shape[1]:]            # (B, 1 + L, W), without what precedes the class token
         return x[real], targets[real]
-
-    def _save_pretrained(self, folder):                                           # what the hub's save_pretrained and push_to_hub call
-        save_model(self, folder)
 
     @classmethod
     def from_pretrained(cls, name):

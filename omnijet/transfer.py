@@ -29,7 +29,7 @@ from .training import TrainingConfig, batches, device, train
 from .simulation import leave_with_parent
 from .observables import color, save_figure, style
 from .gpt import Backbone, GenerativeModel, Vocabulary, load_tokens
-from .vqvae import find_pretrained, fitting, load_tokenizer, load_weights, read_config, save_model, tokenize_files
+from .vqvae import Saved, find_pretrained, fitting, load_tokenizer, load_weights, read_config, save_model, tokenize_files
 
 # %% ../nbs/05_transfer.ipynb #dcd6e00d
 class ClassificationHead(nn.Module):
@@ -113,7 +113,7 @@ def backbone_shape(backbone:Backbone) -> dict:
     "What `Backbone(**shape)` needs to make one like it."
     return {"vocabulary_size": backbone.embedding.num_embeddings, "width": backbone.width, "blocks": len(backbone.blocks), "heads": backbone.heads}
 
-class JetClassifier(nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
+class JetClassifier(Saved, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
                     repo_url="https://github.com/omnijet/omnijet", paper_url="https://arxiv.org/abs/2403.05618"):
     """A backbone and a classification head (paper, section III C); it reads a tokenizer's codes.
 
