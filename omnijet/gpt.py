@@ -371,7 +371,7 @@ def _plain_scores(model, tokens, mask=None):
     allowed = torch.ones(L, L, dtype=torch.bool, device=tokens.device).tril()
     if mask is not None: allowed = allowed & mask[:, None, None, :]                # (B, 1, L, L)
     for block in model.backbone.blocks:
-        q, k, v = (a.unflatten(-1, (model.backbone.heads, -1)).transpose(1, 2) for a in block.attention.qkv(x).chunk(3, -1))   # (B, H, L, W/H)
+        q, k, v = (a.unflatten(-1, (model.backbone.heads, -1)).transpose(1, 2) for a in (F.linear(x, w) for w in block.attention.qkv.weight.chunk(3)))   # (B, H, L, W/H)
         share = (q @ k.transpose(2, 3) * k.shape[-1] ** -0.5).masked_fill(~allowed, -math.inf).softmax(-1)                     # (B, H, L, L)
         x = block.norm1(x + block.attention.project((share @ v).transpose(1, 2).flatten(2)))
         x = block.norm2(x + block.mlp(x))
@@ -432,22 +432,22 @@ def bench_training(where, dtype, lengths, batch_size:int, steps:int) -> dict:
     ours = list(batches(data, batch_size, shuffle=True, device=where))
     padded = [{k: torch.from_numpy(v).to(where) for k, v in data.pad(slice(i, i + batch_size), length=128).items()} for i in range(0, 3 * batch_size, batch_size)]
     model = _bench_model(where, lengths)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    def train_on(batches, loss):
+    optimizers = {fused: torch.optim.Adam(model.parameters(), 1e-3, fused=fused) for fused in (True, False)}      # as `train` has it; as it comes
+    def train_on(batches, loss, optimizer):
         for batch in batches:
             with torch.autocast(where.type, torch.bfloat16, enabled=dtype == torch.bfloat16): value = loss(batch)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-    def rate(batches, loss):                                                       # jets/s
-        train_on(batches[:2], loss)                                                # warm up
-        return sum(len(b["mask"]) for b in batches) / _seconds(lambda: train_on(batches, loss), where)
+    def rate(batches, loss, fused):                                                # jets/s
+        train_on(batches[:2], loss, optimizers[fused])                             # warm up
+        return sum(len(b["mask"]) for b in batches) / _seconds(lambda: train_on(batches, loss, optimizers[fused]), where)
     if where.type == "cuda": torch.cuda.reset_peak_memory_stats()
-    result = {"training [jets/s]": rate(ours, lambda batch: model.loss(batch)["loss"])}
+    result = {"training [jets/s]": rate(ours, lambda batch: model.loss(batch)["loss"], True)}
     if where.type == "cuda": result["training, peak memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
     jets, positions = sum(len(b["mask"]) for b in ours), sum(int(b["mask"].sum()) + len(b["mask"]) for b in ours)
     result["training, share of the device's matrix rate"] = 3 * _flops(model, positions, positions / jets) / jets * result["training [jets/s]"] / _matrix_rate(where, dtype)
-    result["plain training [jets/s]"] = rate(padded, lambda batch: _plain_loss(model, batch))
+    result["plain training [jets/s]"] = rate(padded, lambda batch: _plain_loss(model, batch), False)
     return result | {"training, ratio": result["training [jets/s]"] / result["plain training [jets/s]"]}
 
 # %% ../nbs/03_gpt.ipynb #eb00150b

@@ -137,8 +137,8 @@ def _task(model, config, same, lengths, steps, out, on_epoch, progress):
 
         def configure_optimizers(self):
             parameters = [p for p in model.parameters() if p.requires_grad]
-            if config.optimizer == "adamw": optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
-            elif config.optimizer == "adam": optimizer = torch.optim.Adam(parameters, config.lr, config.betas)
+            if config.optimizer == "adamw": optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
+            elif config.optimizer == "adam": optimizer = torch.optim.Adam(parameters, config.lr, config.betas, fused=True)
             else: raise OmnijetError(f"optimizer is {config.optimizer!r}, expected adamw or adam")
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.learning_rate(step / max(steps, 1)) / config.lr)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -342,7 +342,8 @@ def train(model:torch.nn.Module,          # has loss(batch) -> dict of scalars w
     try: model.load_state_dict(weights or model.state_dict())
     except RuntimeError as error: raise OmnijetError(f"{out}: weights of another architecture than {type(model).__name__}") from error
     model.eval()
-    model.training_facts = {**asdict(config), "sequences": len(data)}                # save_pretrained tells them
+    model.training_facts = {**asdict(config), "sequences": len(data), "steps": state["history"][-1]["step"],          # save_pretrained tells them
+                            "seconds": sum(row["seconds"] for row in state["history"])}
     return state["history"]
 
 # %% ../nbs/00c_training.ipynb #622cfd66
