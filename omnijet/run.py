@@ -303,8 +303,8 @@ def _verify(folder):
     return int(any(found.values()))
 
 # %% ../nbs/07_run.ipynb #81724c65
-SHELF = {"tokenizer-512":        ("tokenizers/conditional-512", "Tokens of jets: conditional VQ-VAE with 512 codes.", r"conditional-512$"),
-         "tokenizer-8192":       ("tokenizers/conditional-8192", "Tokens of jets: conditional VQ-VAE with 8192 codes.", r"conditional-8192$"),
+SHELF = {"tokenizer-512":        ("tokenizers/conditional-512", "Tokens of jets: conditional VQ-VAE with 512 codes.", r"^(σ|half-width of|mass shift|codes in use|share of|bins per|accuracy).*conditional-512$"),
+         "tokenizer-8192":       ("tokenizers/conditional-8192", "Tokens of jets: conditional VQ-VAE with 8192 codes.", r"^(σ|half-width of|mass shift|codes in use|share of|bins per|accuracy).*conditional-8192$"),
          "backbone":             ("backbone", "Generates q/g and t → bqq′ jets as tokens of tokenizer-8192, and is the start for fine-tuning.", r"perplexity, (?!all ten)|validation loss|both classes"),
          "backbone-conditional": ("backbone_conditional", "Generates jets of each of the ten classes as tokens of tokenizer-8192: `generate(n, jet_class=\"TTBar\")`.", r"told|class-conditional"),
          "top-tagger":           ("transfer/finetune_{size}_seed{seed}", "Tells t → bqq′ from q/g jets by tokens of tokenizer-8192; the backbone, fine-tuned.", r", fine-tuned, {size:,} jets")}
