@@ -515,7 +515,8 @@ def _open(path):
                 trees = file.keys(cycle=False, recursive=False)
                 if "tree" not in trees:
                     raise OmnijetError(f"{path}: no tree 'tree' (has: {', '.join(trees) or 'nothing'})")
-                tree, names = file["tree"], _different([branch.name for branch in file["tree"].branches])
+                tree = file["tree"]  # a TTree, or uproot's newer RNTuple
+                names = _different([branch.name for branch in tree.branches] if hasattr(tree, "branches") else list(tree.keys(recursive=False)))
                 branches = [name for name in names if name[:1] != "n" or name[1:] not in names]  # without uproot's counters
                 yield tree.num_entries, branches, lambda *args: _iterate_root(tree, *args)
         else:

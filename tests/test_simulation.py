@@ -247,7 +247,8 @@ def one_worker(tmp_path_factory):
 
 
 def test_a_killed_run_resumes_to_the_same_jets(one_worker, tmp_path):
-    run = subprocess.Popen([sys.executable, "-c", SCRIPT.format(out=str(tmp_path), workers=2)], start_new_session=True, stderr=subprocess.PIPE)
+    run = subprocess.Popen([sys.executable, "-c", SCRIPT.format(out=str(tmp_path), workers=2)], start_new_session=True, stderr=subprocess.PIPE,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))     # also where the tests run in the background
     while not list(tmp_path.glob("HToBB_*.parquet")) and run.poll() is None:
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
