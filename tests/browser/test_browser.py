@@ -93,12 +93,15 @@ class Notebook:
 
 def point_at_a_mark(page, canvas, step=9):
     "Move the mouse over a canvas until its tooltip shows; (what the tooltip says, x, y)."
-    box = canvas.bounding_box()
-    for y in range(40, int(box["height"]) - 45, step):
-        for x in range(60, int(box["width"]) - 15, step):
-            page.mouse.move(box["x"] + x, box["y"] + y)
-            if canvas.locator(".omnijet-tip").is_visible():
-                return canvas.locator(".omnijet-tip").inner_text(), box["x"] + x, box["y"] + y
+    for _ in range(3):                                                               # JupyterLab may still be moving the cell
+        canvas.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        box = canvas.bounding_box()
+        for y in range(40, int(box["height"]) - 45, step):
+            for x in range(60, int(box["width"]) - 15, step):
+                page.mouse.move(box["x"] + x, box["y"] + y)
+                if canvas.locator(".omnijet-tip").is_visible():
+                    return canvas.locator(".omnijet-tip").inner_text(), box["x"] + x, box["y"] + y
     raise AssertionError("nothing to point at")
 
 
