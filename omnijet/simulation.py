@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .data import CLASSES, LABELS, OmnijetError, class_indices, read_metadata, to_jets, wrap_angle, write_columns
 
 # %% ../nbs/00a_simulation.ipynb #02b5d459
-COMMON = ("Beams:eCM = 13000", "PDF:pSet = 13", "PhaseSpace:pTHatMin = 450", "WeakZ0:gmZmode = 2", "25:m0 = 125")
+COMMON = ("Beams:eCM = 13000", "PDF:pSet = 13", "PhaseSpace:pTHatMin = 450", "WeakZ0:gmZmode = 2", "25:m0 = 125", "TimeShower:alphaSvalue = 0.130")
 Z_TO_NEUTRINOS = ("23:onMode = off", "23:onIfAny = 12 14 16")
 QUARKS, LEPTONS = "1 2 3 4 5", "11 13"
 
@@ -508,7 +508,8 @@ class Shard:
 
     def facts(self):
         "What decides the jets, as the file tells it."
-        facts = asdict(self) | {"settings": list(self.settings)}
+        pythia = [*COMMON, *PROCESSES[self.process].settings, *self.settings]
+        facts = asdict(self) | {"settings": list(self.settings), "pythia": pythia}
         del facts["path"], facts["command"]
         return facts
 
@@ -517,10 +518,17 @@ class Shard:
         if not Path(self.path).exists():
             return False
         found = read_metadata(self.path)
-        differ = [f"{name} {found.get(name)!r}, expected {fact!r}" for name, fact in self.facts().items() if found.get(name) != fact]
+        differ = [_unlike(name, found.get(name), fact) for name, fact in self.facts().items() if found.get(name) != fact]
         if differ and not replace:
             raise OmnijetError(f"{self.path}: holds other jets ({'; '.join(differ)}): remove it or choose another folder")
         return not differ
+
+
+def _unlike(name, found, expected):
+    "How a fact differs; of two lists only the entries that are not in both."
+    if isinstance(found, list) and isinstance(expected, list):
+        found, expected = ([item for item in a if item not in b] for a, b in ((found, expected), (expected, found)))
+    return f"{name} {found!r}, expected {expected!r}"
 
 
 def make_shard(
@@ -530,8 +538,7 @@ def make_shard(
     columns = simulate(shard.process, shard.n, shard.seed, shard.settings, shard.index)
     columns = ak.zip({name: _round(columns[name], shard.mantissa_bits) for name in columns.fields}, depth_limit=1)
     versions = {name: version(name) for name in ("omnijet", "pythia8mc", "fastjet", "numpy", "awkward")}
-    pythia = [*COMMON, *PROCESSES[shard.process].settings, *shard.settings]
-    write_columns(columns, shard.path, **shard.facts(), pythia=pythia, versions=versions, command=shard.command)
+    write_columns(columns, shard.path, **shard.facts(), versions=versions, command=shard.command)
     return shard.n
 
 

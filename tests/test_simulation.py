@@ -336,3 +336,14 @@ def test_the_sample_cannot_be_told_from_real_jets(jetclass):
     for name in ("mass", "n", "mean_dr"):
         quantiles = np.percentile(sample[name], [10, 50, 90]) / np.percentile(real[name], [10, 50, 90])
         assert np.allclose(quantiles, 1, atol=0.04), (name, quantiles)
+
+
+def test_jets_of_other_pythia_settings_are_not_taken_for_these(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "BATCH", 10)
+    shard = simulation.Shard(str(tmp_path / "WToQQ_00000.parquet"), "WToQQ", 2, 1, 0)
+    make_shard(shard)
+    assert shard.is_done()
+    monkeypatch.setattr(simulation, "COMMON", (*simulation.COMMON, "TimeShower:alphaSvalue = 0.12"))
+    with pytest.raises(OmnijetError, match=r"pythia \[\], expected \['TimeShower:alphaSvalue = 0.12'\]"):
+        shard.is_done()
+    assert not shard.is_done(replace=True)
