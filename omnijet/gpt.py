@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Vocabulary', 'Cache', 'Attention', 'Block', 'Backbone', 'next_token_loss', 'uniforms', 'sample', 'GenerativeModel',
-           'generate', 'from_gabbro', 'surprise', 'perplexity', 'perplexity_by_position', 'load_tokens',
-           'bench_training', 'bench_generation', 'bench']
+           'code_features', 'start_from', 'generate', 'from_gabbro', 'surprise', 'perplexity', 'perplexity_by_position',
+           'load_tokens', 'bench_training', 'bench_generation', 'bench']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
 import math, time
@@ -222,6 +222,36 @@ class GenerativeModel(Saved, nn.Module, PyTorchModelHubMixin, library_name="omni
         "A model from a folder, the name of one that ships with omnijet, or a repository of the Hugging Face hub; raises OmnijetError for anything else."
         folder = find_pretrained(name)
         return load_weights(_build(cls, read_config(folder, [cls.__name__]), folder), folder)
+
+# %% ../nbs/03_gpt.ipynb #397abddf
+def code_features(tokenizer,
+                  waves:int=128,
+                  seed:int=1) -> torch.Tensor: # (K, 3 + waves), each column of mean 0 and variance 1
+    "ln p_T, η_rel and φ_rel of what each code decodes to by itself, and waves of all lengths in that space (random Fourier features, Rahimi and Recht 2007)."
+    codes = tokenizer.decode(np.arange(tokenizer.codebook_size)[:, None])
+    x = np.stack([ak.to_numpy(ak.flatten(values)) for values in (np.log(codes.pt), codes.eta_rel, codes.phi_rel)], 1)   # (K, 3)
+    normal = lambda x: (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+    x, rng = normal(x), np.random.default_rng(seed)
+    steps = rng.normal(size=(3, waves)) * np.geomspace(0.3, 4, waves)            # wave vectors, of the long waves first
+    return torch.from_numpy(normal(np.concatenate([x, np.cos(x @ steps + rng.uniform(0, 2 * np.pi, waves))], 1))).float()
+
+def start_from(self:GenerativeModel,
+               tokenizer,               # of the codes
+               tokens:Ragged,           # the training's jets: how frequent each code is
+               seed:int=1) -> GenerativeModel:
+    "Let codes that decode to similar constituents start with similar embeddings and scores. Raises OmnijetError for a tokenizer of another codebook."
+    K, width = self.vocabulary.codebook_size, self.backbone.width
+    if tokenizer.codebook_size != K: raise OmnijetError(f"a tokenizer of {tokenizer.codebook_size} codes does not fit a model with a codebook of {K}")
+    features, draw = code_features(tokenizer, seed=seed), torch.Generator().manual_seed(seed)
+    project = lambda: features @ torch.randn(features.shape[1], width, generator=draw) / features.shape[1] ** 0.5   # (K, W), of variance 1
+    count = np.concatenate([[1], np.bincount(tokens.content, minlength=K) + 1, [len(tokens)]])                      # start, codes, stop
+    with torch.no_grad():
+        self.backbone.embedding.weight[1:K + 1] = project()
+        self.head.weight[1:K + 1] = project() / width ** 0.5
+        self.head.bias[:] = torch.from_numpy(np.log(count / count.sum()))
+    return self
+
+GenerativeModel.start_from = start_from
 
 # %% ../nbs/03_gpt.ipynb #5e49385b
 def _check_sampling(model, n, temperature, top_k, top_p, max_constituents, jet_class):
