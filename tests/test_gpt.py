@@ -217,3 +217,25 @@ def test_missing_tokens_name_the_chapter(tmp_path):
 def test_vocabulary_needs_labels():
     with pytest.raises(OmnijetError, match="label"):
         Vocabulary(5, classes=10).prefix(3)
+
+
+def test_a_start_from_codes_knows_how_frequent_they_are_and_which_are_alike():
+    from omnijet.data import sample_jets
+    from omnijet.vqvae import BinnedTokenizer
+
+    tokenizer = BinnedTokenizer((6, 6, 6))
+    jets = sample_jets(["ZJetsToNuNu"], 100)
+    tokens = Ragged.from_tokens(ak.zip({"tokens": tokenizer.encode(jets)}, depth_limit=1))
+    model = small(216, width=64).start_from(tokenizer, tokens)
+    chances = model.head.bias.softmax(0).detach().numpy()
+    count = np.bincount(tokens.content, minlength=216) + 1
+    assert np.allclose(chances[1:-1], count / (count.sum() + 101)) and np.isclose(chances[-1], 100 / (count.sum() + 101))
+    codes = tokenizer.decode(np.arange(216)[:, None])
+    place = np.stack([ak.to_numpy(ak.flatten(values)) for values in (np.log(codes.pt), codes.eta_rel, codes.phi_rel)], 1)
+    place = (place - place.mean(0)) / place.std(0)
+    apart = np.linalg.norm(place[:, None] - place, axis=2)
+    for weight in (model.backbone.embedding.weight[1:217], model.head.weight[1:217]):
+        alike = F.cosine_similarity(weight[:, None], weight, dim=2).detach().numpy()
+        assert alike[(apart > 0) & (apart < 0.8)].mean() > alike[apart > 2].mean() + 0.2
+    with pytest.raises(OmnijetError, match="64 codes does not fit a model with a codebook of 216"):
+        model.start_from(BinnedTokenizer((4, 4, 4)), tokens)
