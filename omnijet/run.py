@@ -182,7 +182,7 @@ def _kernel_output(path:Path):
 
 # %% ../nbs/07_run.ipynb #fc103066
 def _execute(chapter:str, folder:Path, parameters:dict):
-    "One chapter through papermill; the executed notebook stays, also when a cell fails. The kernel is reached through a socket file, not the network."
+    "One chapter through papermill; the executed notebook stays, also when a cell fails, and tells its origin. The kernel is reached through a socket file, not the network."
     import logging, papermill, tempfile
     from traitlets.config import Config
     from papermill.exceptions import PapermillExecutionError
@@ -197,6 +197,9 @@ def _execute(chapter:str, folder:Path, parameters:dict):
     except PapermillExecutionError as error:
         where = f"chapter {chapter}, cell {error.exec_count or error.cell_index}"
         raise _error(f"{where}: {error.ename}: {error.evalue}\n  in: {error.source.strip().splitlines()[0][:120]}\n  the executed notebook: {output}") from None
+    finally:
+        about = {**chapter_parameters(chapter), **parameters}
+        if output.exists(): _merge(output, metadata={**_content(output).get("metadata", {}), "omnijet": facts(about["preset"], about["seed"])})
 
 # %% ../nbs/07_run.ipynb #9c4d9ccc
 def run(preset:str="smoke",        # name of a preset, or a YAML file
@@ -371,10 +374,12 @@ def _test(a):
     if not (root / "tests").is_dir(): raise _error("the tests lie in the repository, not in the installed package: run this in a clone")
     missing = [name for name in ("pytest", "xdist", "hypothesis", "nbdev") if find_spec(name) is None]
     if missing: raise _error(f"{', '.join(missing)} missing: pip install -e '.[dev]'")
-    def pytest(*words):                                                              # one thread each
-        return subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", *words, *a.arguments], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
-    tests, browser = str(root / "tests"), str(root / "tests" / "browser")
-    codes = {pytest("-n", "auto", "--dist", "loadfile", "--ignore", browser, tests), pytest(browser)}      # one file, one process; the browser, which gives up on slow answers, alone
+    def pytest(folder, *words):                                                      # one thread each
+        print(f"\n== {folder}", flush=True)
+        return subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", folder, *words, *a.arguments], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+    side_by_side = ["-n", "auto", "--dist", "loadfile"]                              # one file, one process
+    codes = {pytest("tests", *side_by_side, "--ignore", "tests/faults", "--ignore", "tests/browser"), pytest("tests/faults", *side_by_side),
+             pytest("tests/browser")}                                                # which gives up on slow answers: alone
     return max(codes - {5}, default=5)                                               # 5: no test there of those asked for
 
 # %% ../nbs/07_run.ipynb #705fc990

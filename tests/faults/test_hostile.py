@@ -143,13 +143,22 @@ def test_parameters_reach_a_chapter_as_values(value):
     assert [type(s) for s in statements] == [ast.Assign] and ast.literal_eval(statements[0].value) == value
 
 
+def parsed(path):
+    "A module, or the code cells of a chapter but for their magics."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        lines = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code").splitlines()
+        text = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    return ast.parse(text)
+
+
 def calls(path):
-    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "omnijet").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted([*(ROOT / "omnijet").glob("*.py"), *(ROOT / "nbs").glob("*.ipynb")]), ids=lambda path: path.name)
 def test_the_package_loads_nothing_that_can_run(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     modules = {name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     modules |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     assert not modules & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -1,6 +1,6 @@
 """`omnijet run`: the same preset twice, once killed on the way, gives the same results; every artefact tells its origin; changes are found.
 
-The chapters are the real ones without their examples (`house`): what is left are the definitions and the experiment.
+The chapters are the real ones without their examples and the slowest figures (`house`): what is left are the definitions and the experiment.
 """
 import ast
 import json
@@ -9,7 +9,10 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,12 +21,19 @@ from faults import ENV, OMNIJET, ROOT, finished, plain, tables, weights
 
 from omnijet.data import read_metadata, sample_jets, to_columns, write_columns
 
-CHAPTERS = "01,03"
+CHAPTERS = "01,02,03,04,05"  # those that train and draw; chapters 00 and 00a count what others made
+LOOPBACK = ("0100007F", "00000000000000000000000001000000")  # 127.0.0.1 and ::1, as /proc/net has them
+FIGURES = ("(8, 9, 10, 11)", "fig06_", "fig14_")  # of many panels, and no numbers: 25 s of each run
 PRESET = {
     "preset": "tiny", "seed": 1, "workers": 1,
     "tokenizers": ["conditional-64"], "backbone_tokenizer": "conditional-64", "tokenizer_jets": 300, "tokenizer_val_jets": 100, "tokenizer_width": 8,
     "tokenizer_blocks": 1, "tokenizer_heads": 2, "tokenizer_epochs": 3, "tokenizer_batch_size": 50, "tokenizer_test_jets": 100,
     "backbone_width": 16, "backbone_blocks": 1, "backbone_heads": 2, "backbone_single": None, "backbone_epochs": 3, "backbone_batch_size": 50,
+    "quality_jets_per_class": 40, "quality_bootstrap": 5, "quality_bins": [8], "coverage_contexts": 3,
+    "classifier_jets_per_class": 20, "classifier_epochs": 1, "classifier_seeds": 1, "classifier_width": 8, "classifier_heads": 2,
+    "generate_n": 60, "classifier_test_n": 40, "classifier_test_epochs": 1, "transformer_test_epochs": 1, "transformer_test_sizes": {"blocks": 1, "class_blocks": 1, "heads": 2, "width": 8},
+    "flow_width": 16, "flow_epochs": 1, "flow_steps": 4,
+    "transfer_sizes": [40], "transfer_strategies": ["finetune", "scratch"], "transfer_seeds": 1, "transfer_max_epochs": [1], "transfer_workers": 1, "transfer_ten_class_jets": 0,
 }
 
 
@@ -36,7 +46,8 @@ def only_imports(source):
 
 def is_kept(cell):
     source = "".join(cell["source"])
-    return "parameters" in cell["metadata"].get("tags", []) or source.startswith(("#| export", "#| eval: false")) or only_imports(source)
+    experiment = source.startswith("#| eval: false") and not any(figure in source for figure in FIGURES)
+    return "parameters" in cell["metadata"].get("tags", []) or source.startswith("#| export") or experiment or only_imports(source)
 
 
 @pytest.fixture(scope="module")
@@ -83,38 +94,45 @@ def listening():
     return found
 
 
-def sockets_of(house):
-    "Addresses on which a process of this house listens."
-    addresses, waiting, mark = [], listening(), f"OMNIJET_TEST_HOUSE={house}".encode()
+def processes_of(house):
+    "The processes of this house: the command line of each, and the addresses on which it listens."
+    found, waiting, mark = [], listening(), f"OMNIJET_TEST_HOUSE={house}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (process / "environ").read_bytes():
+            if mark in (process / "environ").read_bytes().split(b"\0"):
                 links = [os.readlink(link) for link in (process / "fd").iterdir()]
-                addresses += [waiting[link[8:-1]] for link in links if link.startswith("socket:[") and link[8:-1] in waiting]
+                words = (process / "cmdline").read_bytes().decode().replace("\0", " ")
+                found.append((words, [waiting[link[8:-1]] for link in links if link.startswith("socket:[") and link[8:-1] in waiting]))
         except OSError:  # ended meanwhile
             pass
-    return addresses
+    return found
+
+
+def started(house, run):
+    "`omnijet run` in a folder, as the first process of its group."
+    return subprocess.Popen(command(), cwd=run.parent.parent, env=environment(house), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
 def alone(house):
-    "A run that nobody disturbed; its folder, and where its processes listened."
+    "A run that nobody disturbed, though a second one was tried: its folder, its processes, and what the second one was told."
     run = folder_with_jets(house, "alone")
-    process = subprocess.Popen(command(), cwd=run.parent.parent, env=environment(house), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    addresses = []
+    process, processes, second = started(house, run), [], None
     while process.poll() is None:
-        addresses += sockets_of(house)
+        processes += processes_of(house)
+        if second is None and (run / "results.json").exists():
+            second = process.pid, subprocess.run(command(), cwd=run.parent.parent, env={**ENV, "PYTHONPATH": str(house)}, capture_output=True, text=True)
         time.sleep(1)
     assert process.returncode == 0, process.communicate()[0]
-    return run, addresses
+    return run, processes, second
 
 
 @pytest.fixture(scope="module")
 def killed(house):
-    "A run killed while it wrote a tokenizer, tokens and a backbone, then left to finish; its folder and the kills."
+    "A run killed in each of its chapters, then left to finish; its folder and the kills."
     run, rng, kills = folder_with_jets(house, "killed"), random.Random(6), 0
-    for first in ("tokenizers/conditional-64", "tokens/train", "backbone"):
-        process = subprocess.Popen(command(), cwd=run.parent.parent, env=environment(house), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    for first in ("tokenizers/conditional-64", "quality", "backbone", "generated", "transfer"):
+        process = started(house, run)
         while process.poll() is None and not any((run / first).rglob("*")):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1))
@@ -134,30 +152,35 @@ def numbers(run):
 
 
 def test_the_same_preset_twice_killed_or_not(alone, killed):
-    (one, _), (two, kills) = alone, killed
-    assert kills >= 3
-    assert numbers(one) == numbers(two) and set(numbers(one)["chapters"]) == {"01_vqvae", "03_gpt"}
-    assert sum(len(chapter["numbers"]) for chapter in numbers(one)["chapters"].values()) >= 11
+    one, (two, kills) = alone[0], killed
+    assert kills == 5
+    assert numbers(one) == numbers(two) and set(numbers(one)["chapters"]) == {"01_vqvae", "02_token_quality", "03_gpt", "04_generation", "05_transfer"}
+    values = {name: len([n for n in chapter["numbers"].values() if n["value"] is not None]) for name, chapter in numbers(one)["chapters"].items()}
+    assert all(count >= least for count, least in zip(values.values(), (4, 30, 6, 30, 10), strict=True)), values
     assert finished(one) == finished(two)
-    assert weights(one) == weights(two) and len(weights(one)) >= 4
-    assert tables(one) == tables(two) and len(tables(one)) >= 12
+    assert weights(one) == weights(two) and len(weights(one)) >= 10
+    assert tables(one) == tables(two) and len(tables(one)) >= 13
     assert not list(two.rglob(".*.tmp*"))
 
 
 def test_every_artefact_tells_its_origin(alone):
-    run, _ = alone
-    texts = {}
+    run, texts = alone[0], {}
     for path in finished(run):
         if path.suffix == ".parquet":
             texts[path] = read_metadata(run / path)["origin"]
+            assert path.parts[0] == "tokens" or read_metadata(run / path)["seed"] == 1
         elif path.name in ("config.json", "result.json"):
             texts[path] = json.loads((run / path).read_text())["origin"]
+        elif path.suffix == ".ipynb":
+            texts[path] = json.loads((run / path).read_text())["metadata"]["omnijet"]
+            assert texts[path]["preset"] == "tiny" and texts[path]["seed"] == 1
     texts["results.json"] = json.loads((run / "results.json").read_text())
     from PIL import Image
 
     for path in (run / "figures").glob("*.png"):
         texts[path] = json.loads(Image.open(path).text["Keywords"])
-    assert len(texts) > 18
+        assert b"git_commit" in path.with_suffix(".pdf").read_bytes()
+    assert len(texts) > 35
     for path, origin in texts.items():
         assert {"omnijet", "python", "torch", "numpy"} <= set(origin["versions"]) and origin["device"] and "git_commit" in origin, path
         assert "data/" in str(path) or "run --preset ../tiny.yaml" in origin["command"], path
@@ -187,7 +210,54 @@ def test_verify_names_what_changed(house, alone, tmp_path):
     assert done.returncode == 1 and "nosuch: not a run" in done.stderr
 
 
+def test_a_second_run_in_the_same_folder_is_refused(alone):
+    pid, done = alone[2]
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "is in use by process" in done.stderr and f" {pid} " in done.stderr, done.stderr
+
+
 def test_nothing_listens_beyond_this_machine(alone):
-    "The kernels of a run are reached through files; what else they open is on the loopback."
-    print(set(alone[1]))
-    assert all(address.split(":")[0] in ("0100007F", "00000000000000000000000001000000") for address in alone[1])
+    "The kernels of a run are reached through files; the one port that each opens is for its own processes, on the loopback and behind a secret (ipykernel's)."
+    addresses = {address for _, found in alone[1] for address in found}
+    print(addresses)
+    assert any("ipykernel" in words for words, _ in alone[1])  # they have been looked at
+    assert all(address.split(":")[0] in LOOPBACK for address in addresses)
+
+
+def test_a_listener_would_have_been_seen(tmp_path):
+    code = "import socket, sys; s = socket.create_server(('', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], env=environment(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        port = int(process.stdout.readline())
+        assert [found for _, found in processes_of(tmp_path)] == [[f"00000000:{port:04X}"]]
+        process.stdin.close()
+
+
+def test_jupyter_lab_asks_for_a_token(tmp_path):
+    "README's `jupyter lab nbs`, with nobody's settings: it and its kernels are reached on the loopback only, and only with a token."
+    (tmp_path / "nbs").mkdir()
+    env = {name: value for name, value in environment(tmp_path).items() if not name.startswith("JUPYTER")}
+    env |= {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")}
+    words = [sys.executable, "-m", "jupyterlab", "nbs", "--no-browser", *(["--allow-root"] if os.geteuid() == 0 else [])]
+    with open(tmp_path / "log", "w") as log, subprocess.Popen(words, cwd=tmp_path, env=env, stdout=log, stderr=subprocess.STDOUT) as lab:
+        def wait_for(what):
+            while lab.poll() is None and not what():
+                time.sleep(0.2)
+            assert lab.poll() is None, (tmp_path / "log").read_text()
+
+        def answer(token, **words):
+            request = urllib.request.Request(f"{server['url']}api/kernels", headers={"Authorization": f"token {token}"} if token else {}, **words)
+            try:
+                return urllib.request.urlopen(request).status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        try:
+            wait_for(lambda: any(path.read_text().endswith("}") for path in tmp_path.glob("runtime/jpserver-*.json")))
+            server = json.loads(next(tmp_path.glob("runtime/jpserver-*.json")).read_text())
+            assert [answer(token) for token in (None, "guessed", server["token"])] == [403, 403, 200] and len(server["token"]) > 30
+            assert answer(server["token"], data=b"{}", method="POST") == 201
+            wait_for(lambda: any("ipykernel" in words and len(found) >= 5 for words, found in processes_of(tmp_path)))
+            addresses = {address for _, found in processes_of(tmp_path) for address in found}
+            assert len(addresses) > 5 and all(address.split(":")[0] in LOOPBACK for address in addresses), addresses
+        finally:
+            lab.terminate()
