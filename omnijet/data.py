@@ -412,7 +412,7 @@ def _sealed(path):
         return b""
     said, footer[at : at + 8] = bytes(footer[at : at + 8]), b"0" * 8
     if said != b"%08x" % zlib.crc32(footer):
-        raise ValueError("its footer does not have its checksum")
+        raise ValueError("its footer does not have its checksum: damaged, or written anew with the old file's metadata")
     return bytes(footer[at + 8 :])
 
 # %% ../nbs/00_data.ipynb #dc7064a9
@@ -503,7 +503,7 @@ def _open(path):
             import pyarrow.parquet as pq
 
             sums = _sealed(path)
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:  # or it keeps what it has read
                 branches = _different(file.schema_arrow.names)
                 yield file.metadata.num_rows, branches, lambda *args: _iterate_parquet(path, file, sums, *args)
         elif path.suffix == ".root":

@@ -347,12 +347,14 @@ def _check_lengths(sequences, what):
 
 def _token_sequences(tokens, codebook_size) -> Ragged:
     "Tokens (n, var) end to end; `OmnijetError` for a token outside the codebook."
-    sequences = Ragged.from_tokens(ak.zip({"tokens": ak.Array(tokens)}, depth_limit=1))
+    tokens = ak.Array(tokens)
+    sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
     _check_lengths(sequences, "tokens")
-    bad = np.flatnonzero((sequences.content < 0) | (sequences.content >= codebook_size))
+    given = ak.to_numpy(ak.flatten(tokens))
+    bad = np.flatnonzero((sequences.content < 0) | (sequences.content >= codebook_size) | (sequences.content != given))
     if len(bad):
         jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
-        raise OmnijetError(f"jet {jet} has token {sequences.content[bad[0]]}, expected 0 … {codebook_size - 1} ({len(bad)} such tokens)")
+        raise OmnijetError(f"jet {jet} has token {given[bad[0]]}, expected 0 … {codebook_size - 1} ({len(bad)} such tokens)")
     return sequences
 
 
@@ -456,9 +458,9 @@ class BinnedTokenizer(Saved, ModelHubMixin, library_name="omnijet", tags=["jets"
         "Tokens (n, var) of jets, 0 … codebook_size − 1; the same errors as `VQVAE.encode`."
         sequences = _as_sequences(jets)
         low, high = self.edges.T
-        cell = np.floor((self.scaling.scale(sequences.content.astype(float)) - low) / (high - low) * self.bins)   # (N, 3)
-        inside = np.clip(cell, 0, self.bins - 1).astype(np.int64)
-        self.out_of_range = int(((cell < 0) | (cell > self.bins)).any(axis=1).sum())
+        place = (self.scaling.scale(sequences.content.astype(float)) - low) / (high - low)      # (N, 3), 0 … 1 between the edges
+        inside = np.clip(np.floor(place * self.bins), 0, self.bins - 1).astype(np.int64)
+        self.out_of_range = int(((place < 0) | (place > 1)).any(axis=1).sum())
         return ak.unflatten(np.ravel_multi_index(inside.T, self.bins), sequences.lengths)
 
     def decode(self, tokens, batch_size=None, progress=False) -> ak.Array:
@@ -656,23 +658,35 @@ def from_gabbro(
 ):
     "The tokenizer of a published checkpoint. Raises `OmnijetError` for another model's checkpoint and for one that would execute code."
     hyper_parameters, state = read_gabbro(path)
-    model, kind = hyper_parameters.get("model_kwargs") or {}, hyper_parameters.get("model_type")
-    if kind not in ("VQVAENormFormer", "Transformer", "MLP") or "vq_kwargs" not in model:
+    model, kind = hyper_parameters.get("model_kwargs"), hyper_parameters.get("model_type")
+    if kind not in ("VQVAENormFormer", "Transformer", "MLP") or not isinstance(model, dict) or "vq_kwargs" not in model:
         raise OmnijetError(f"{path}: model_type is {kind!r}, expected the VQ-VAE checkpoint VQVAENormFormer, Transformer or MLP")
-    if kind == "MLP":
-        sizes = dict(conditional=False, width=model["encoder_layers"][0], blocks=len(model["encoder_layers"]))
-    else:
-        sizes = dict(width=model["hidden_dim"], blocks=model["num_blocks"], heads=model["num_heads"])
-    quantizer = {key: model["vq_kwargs"][key] for key in ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init") if key in model["vq_kwargs"]}
-    tokenizer = cls(codebook_size=model["vq_kwargs"]["num_codes"], latent=model["latent_dim"], alpha=model["alpha"], **sizes, **quantizer)
     weights = {}
     for key, value in state.items():
         key = key.removeprefix("model.")
         for old, new in _NAMES:
             key = key.replace(old, new)
         weights[key] = value
-    _load_state(tokenizer, weights, path)
+    try:
+        settings = _gabbro_settings(kind, model)
+        with torch.device("meta"):                                                  # sizes alone reserve no memory
+            plan = cls(**settings)
+    except Exception as error:
+        raise OmnijetError(f"{path}: model_kwargs do not describe a {kind} ({error!r})") from error
+    _check_shapes(plan, weights, path)
+    tokenizer = cls(**settings)
+    tokenizer.load_state_dict(weights)
     return tokenizer.eval()
+
+
+def _gabbro_settings(kind, model):
+    "What `VQVAE` takes, from the published names."
+    if kind == "MLP":
+        sizes = dict(conditional=False, width=model["encoder_layers"][0], blocks=len(model["encoder_layers"]))
+    else:
+        sizes = dict(width=model["hidden_dim"], blocks=model["num_blocks"], heads=model["num_heads"])
+    quantizer = {key: model["vq_kwargs"][key] for key in ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init") if key in model["vq_kwargs"]}
+    return dict(codebook_size=model["vq_kwargs"]["num_codes"], latent=model["latent_dim"], alpha=model["alpha"], **sizes, **quantizer)
 
 # %% ../nbs/01_vqvae.ipynb #30ef445c
 def tokenize_files(

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import omnijet
 from omnijet import data
-from omnijet.data import (AXIS, CLASSES, FEATURES, LABELS, FeatureScaling, JetStream, OmnijetError, Ragged, atomic, data_module,
+from omnijet.data import (AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, JetStream, OmnijetError, Ragged, atomic, data_module,
                           download, iter_columns, iter_jets, jet_files, momenta, need, number, origin, read_jets, read_metadata, read_tokens,
                           record, sample_jets, show, to_columns, to_jets, write_columns, write_tokens)
 
@@ -61,8 +61,8 @@ def test_real_jetclass(jetclass):
     assert float(ak.max(abs(shift))) < 0.03
 
 
-def test_momenta_and_labels_suffice(columns):
-    "Without the file's axis, that of the sum of all constituents (as vector adds them)."
+def test_momenta_and_labels_suffice(tmp_path, columns):
+    "Without the file's axis, that of the sum of all constituents (as vector adds them); from memory and from files."
     import vector
 
     vector.register_awkward()
@@ -73,6 +73,10 @@ def test_momenta_and_labels_suffice(columns):
     for name in ("pt", "eta", "phi"):
         assert part[name].to_numpy() == pytest.approx(getattr(total, name).to_numpy(), rel=1e-5)
     assert ak.num(part.constituents).to_list() == pytest.approx(ak.num(full.constituents).to_list(), abs=5)
+    for name in ("x.parquet", "x.root"):
+        write_columns(columns[["part_px", "part_py", "part_pz", "part_energy", *LABELS]], tmp_path / name)
+        read = read_jets(tmp_path / name)
+        assert ak.array_equal(read.constituents, part.constituents) and ak.all(read.eta == part.eta) and ak.all(read.label == part.label)
 
 
 def test_round_trip_to_float32(columns):
@@ -185,6 +189,37 @@ def test_batches_of_a_stream(shards):
     assert sum(sizes) == 1200 and max(sizes) == 25
     with pytest.raises(OmnijetError, match="batch_size is 0"):
         next(iter_jets(shards, batch_size=0))
+
+
+PEAK = """
+import json, sys
+from omnijet.data import iter_jets
+seen, peaks = [], []
+for path in sys.argv[1:]:
+    seen.append(sum(len(jets) for jets in iter_jets(path, batch_size=200)))
+    peaks += [1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(json.dumps({"seen": seen, "peaks": peaks}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process alone (not of what started it) is read from /proc")
+@pytest.mark.parametrize("how", ["row groups", "one row group", "root"])
+def test_a_stream_holds_a_batch_and_not_the_file(tmp_path, how):
+    "A process that has read a small file needs hardly more memory for one of four times the jets."
+    n, rng, paths = 40_000, np.random.default_rng(1), []
+    lists = {name: ak.unflatten(np.float32(rng.uniform(size=50 * n) + (name == "part_px")), np.full(n, 50)) for name in MOMENTA}
+    jets = ak.zip(lists | {"jet_pt": np.full(n, 500.0), "jet_eta": np.zeros(n), "jet_phi": np.zeros(n), "label_QCD": np.ones(n, bool)}, depth_limit=1)
+    for size in (n // 4, n):
+        paths.append(tmp_path / f"{size}.{'root' if how == 'root' else 'parquet'}")
+        if how == "one row group":  # as other programs write it
+            import pyarrow.parquet as pq
+
+            pq.write_table(ak.to_arrow_table(jets[:size], list_to32=True, extensionarray=False), paths[-1])
+        else:
+            write_columns(jets[:size], paths[-1])
+    found = json.loads(subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True).stdout)
+    assert found["seen"] == [n // 4, n]
+    assert found["peaks"][1] - found["peaks"][0] < paths[1].stat().st_size / 3, found
 
 
 def test_part_of_a_parquet_file_across_row_groups(tmp_path, columns, monkeypatch):
@@ -465,6 +500,16 @@ def test_the_plan_covers_every_entry_once(parquet, batch_size, segment, chunk, w
     for stream in ranks:
         sizes = [sum(stop - start for _, start, stop in part) for part in stream.plan(epoch)]
         assert len(sizes) == stream.segments and max(sizes) <= stream.batches * batch_size
+
+
+def test_ranks_of_a_trainer_share_the_jets(parquet):
+    "What two processes of Lightning would get from the data module."
+    seen = []
+    for rank in (0, 1):
+        module = data_module(parquet, **OPTIONS)
+        module.trainer = type("Trainer", (), {"global_rank": rank, "world_size": 2})()
+        seen += np.concatenate(ids_of(module.train_dataloader())).tolist()
+    assert sorted(seen) == sorted(read_jets(parquet).id.to_list())
 
 
 def test_length_buckets_and_mixed_classes(parquet):

@@ -121,6 +121,37 @@ def test_padding_changes_nothing(conditional):
             np.testing.assert_allclose(again[name], decoded[name][i], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("codebook_size", [512, 2048])                     # both searches
+def test_alone_padded_to_128_and_beside_longer_jets(conditional, codebook_size):
+    from omnijet.data import Ragged
+
+    model = scrambled(conditional=conditional, codebook_size=codebook_size, kmeans_init=False)
+    sequences = Ragged.from_jets(ak.zip({"constituents": some_jets([128, 9, 40, 128])}, depth_limit=1))
+
+    def look(index, length=None):
+        "Loss, and codes and reconstruction of each jet; padding holds numbers that would be seen."
+        batch = {key: torch.from_numpy(value) for key, value in sequences.pad(index, length).items()}
+        batch["x"][~batch["mask"]] = 77.0
+        with torch.no_grad():
+            reconstruction, quantized = model(model.scaling.scale(batch["x"]), batch["mask"])
+            lengths = batch["mask"].sum(1).tolist()
+            return model.loss(batch)["loss"], quantized["q"].split(lengths), reconstruction[batch["mask"]].split(lengths)
+
+    alone = [look([i]) for i in range(4)]
+    for i in range(4):
+        loss, codes, reconstruction = look([i], 128)
+        torch.testing.assert_close(loss, alone[i][0], rtol=1e-5, atol=0)
+        assert torch.equal(codes[0], alone[i][1][0])
+        torch.testing.assert_close(reconstruction[0], alone[i][2][0], rtol=1e-5, atol=1e-5)
+    loss, codes, reconstruction = look(range(4))
+    weighted = sum(n * one[0] for n, one in zip(sequences.lengths, alone)) / sequences.lengths.sum()
+    torch.testing.assert_close(loss, weighted.float(), rtol=1e-5, atol=0)
+    for i in range(4):
+        assert torch.equal(codes[i], alone[i][1][0])
+        torch.testing.assert_close(reconstruction[i], alone[i][2][0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_loss_ignores_padding(training):
     from omnijet.data import Ragged
@@ -227,8 +258,15 @@ def test_a_tokenizer_learns():
     jets = ak.zip({"constituents": some_jets([10, 20, 30] * 60)}, depth_limit=1)
     model = new_tokenizer("conditional-256", width=16, blocks=1, heads=2)
     before = mass_resolution(model, jets, bootstrap=0)
-    history = train(model, Ragged.from_jets(jets), config=TrainingConfig(epochs=8, batch_size=16, lr=5e-3), progress=False)
+    def validate(model):
+        found = mass_resolution(model, jets, bootstrap=0)
+        return {"mass": found["half_width"], "codes_used": found["codes_used"]}
+
+    sequences, config = Ragged.from_jets(jets), TrainingConfig(epochs=8, batch_size=16, lr=5e-3, monitor="mass")
+    history = train(model, sequences, sequences, config, on_epoch=validate, progress=False)
     after = mass_resolution(model, jets, bootstrap=0)
+    assert history[-1]["codes_used"] == after["codes_used"] and history[-1]["mass"] == after["half_width"] < history[0]["mass"]  # validation of each epoch
+    assert {"val_loss", "train_perplexity", "train_codes_used", "train_codes_replaced"} <= set(history[0])
     assert history[-1]["train_reconstruction"] < 0.3 * history[0]["train_reconstruction"]
     assert after["half_width"] < 0.5 * before["half_width"] and after["codes_used"] > 0.9
 
@@ -244,6 +282,29 @@ def test_save_and_load(make, tmp_path):
     assert type(again) is type(tokenizer) and ak.all(again.encode(jets) == tokens) and ak.max(tokens) < again.codebook_size
     assert ak.all(again.decode(tokens).pt == tokenizer.decode(tokens).pt)
     assert again.scaling == tokenizer.scaling
+
+
+@pytest.mark.parametrize("make", [lambda: scrambled(pt_shift=1.5), lambda: BinnedTokenizer()])
+def test_to_the_hub_and_back(make, tmp_path, monkeypatch):
+    "The hub's side of it taken by a folder: what is pushed is what can be loaded by its name."
+    import huggingface_hub
+
+    class Hub:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def create_repo(self, repo_id, **kwargs):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **kwargs):
+            shutil.copytree(folder_path, tmp_path / repo_id)
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **kwargs: str(tmp_path / repo_id))
+    tokenizer, jets = make(), some_jets([5, 60])
+    tokenizer.push_to_hub("who/what")
+    assert {"config.json", "README.md"} <= {path.name for path in (tmp_path / "who" / "what").iterdir()}
+    assert ak.all(load_tokenizer("who/what").encode(jets) == tokenizer.encode(jets))
 
 
 def test_shipped_models_and_unknown_names():
@@ -275,6 +336,8 @@ def test_bins():
     assert ak.all(tokenizer.encode(tokenizer.decode(every)) == every) and tokenizer.out_of_range == 0
     outside = ak.Array([[{"pt": 1e5, "eta_rel": 0.0, "phi_rel": 0.0}, {"pt": 10.0, "eta_rel": -0.9, "phi_rel": 0.9}]])
     cells = np.unravel_index(ak.to_numpy(tokenizer.encode(outside)[0]), (4, 5, 6))
+    assert tokenizer.out_of_range == 2
+    tokenizer.encode(ak.Array([[{"pt": 10.0, "eta_rel": 0.0, "phi_rel": phi} for phi in (-0.81, -0.79, 0.79, 0.81)]]))  # edges at 0.8
     assert tokenizer.out_of_range == 2 and cells[0][0] == 3 and cells[1][1] == 0 and cells[2][1] == 5
 
 
@@ -294,7 +357,7 @@ def test_bad_jets_and_tokens(make):
     with pytest.raises(OmnijetError, match="no field eta_rel"):
         tokenizer.encode(good[["pt", "phi_rel"]])
     K = tokenizer.codebook_size
-    for wrong in (-1, K):
+    for wrong in (-1, K, 0.5):
         with pytest.raises(OmnijetError, match=f"jet 1 has token {wrong}, expected 0 … {K - 1}"):
             tokenizer.decode(ak.Array([[0, 1], [2, wrong]]))
 
@@ -353,6 +416,16 @@ def test_other_checkpoints(golden, tmp_path):
     torch.save({"hyper_parameters": {"model_type": "BackboneGenerative", "model_kwargs": {}}, "state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(OmnijetError, match="model_type is 'BackboneGenerative', expected"):
         VQVAE.from_gabbro(tmp_path / "other.ckpt")
+    hyper_parameters, state = read_gabbro(golden / "gabbro_tokenizer_mlp.ckpt")
+    model = hyper_parameters["model_kwargs"]
+    for kind, changed in {"VQVAENormFormer": {}, "MLP": {"latent_dim": "4"}, "Transformer": {"hidden_dim": 32, "num_blocks": 1, "num_heads": 5}}.items():
+        torch.save({"hyper_parameters": {"model_type": kind, "model_kwargs": model | changed}, "state_dict": state}, tmp_path / "other.ckpt")
+        with pytest.raises(OmnijetError, match=f"other.ckpt: model_kwargs do not describe a {kind}"):
+            VQVAE.from_gabbro(tmp_path / "other.ckpt")
+    for kind, changed in {"MLP": {"vq_kwargs": {"num_codes": 10**12}}, "Transformer": {"hidden_dim": 32, "num_blocks": 1, "num_heads": 4}}.items():
+        torch.save({"hyper_parameters": {"model_type": kind, "model_kwargs": model | changed}, "state_dict": state}, tmp_path / "other.ckpt")
+        with pytest.raises(OmnijetError, match="other.ckpt: weights of another architecture"):
+            VQVAE.from_gabbro(tmp_path / "other.ckpt")
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(OmnijetError, match="no entry 'hyper_parameters'"):
         VQVAE.from_gabbro(tmp_path / "other.ckpt")
