@@ -106,6 +106,32 @@ def test_explorer_follows_selection_number_and_slider(grid, jets):
     assert (table["used"] == counts).all() and {len(v) for v in table.values()} == {216}
 
 
+def test_explorer_saves_the_constituents_behind_what_is_shown(grid, jets):
+    explorer = widgets.TokenExplorer(grid, jets)
+    explorer.work.wait()
+    counts = np.bincount(np.asarray(ak.flatten(grid.encode(jets))), minlength=216)
+    two, rare = [int(c) for c in np.argsort(counts)[-2:]], int(np.flatnonzero((counts > 0) & (counts < 10))[0])
+    explorer.scatters[0].selected = two
+    table = explorer.detail_table()
+    assert len(table["code"]) == counts[two].sum() and set(table["code"]) == set(two)
+    constituents = explorer.use.jets.constituents.pt
+    assert all(np.isclose(np.asarray(constituents[jet]), pt).any() for jet, pt in zip(table["jet"][:20], table["pt"]))
+    assert (table["label"] == explorer.use.label[table["jet"]]).all()
+    explorer.scatters[0].selected = [rare]
+    table = explorer.detail_table()
+    drawn = explorer.cloud.panel["layers"][1]
+    assert (table["jet"] >= 0).sum() == counts[rare] and np.isnan(table["pt"]).sum() == len(drawn["x"]) == 50
+    assert np.array_equal(table["reconstructed_eta_rel"][table["jet"] < 0], drawn["x"])
+
+
+def test_explorer_that_is_stopped_counts_what_is_done(grid, jets):
+    explorer = widgets.TokenExplorer(grid, jets)
+    explorer.work.stop()
+    explorer.work.wait()
+    done = explorer.use.done
+    assert explorer.use.count.sum() == ak.sum(ak.num(explorer.use.jets.constituents[:done])) and f" of {done:,} jets;" in explorer.title.value
+
+
 # jets
 
 def test_browser_filters_and_moves(jets, conditional):
@@ -193,11 +219,28 @@ def test_playground_generates_in_the_background_and_stops(model, grid, jets):
     playground.work.wait()
     made = grid.decode(model.generate(50, seed=1, jet_class="TTBar", progress=False))
     assert np.allclose(playground.made["count"], ak.num(made.pt)) and playground.histograms[0].panel["title"] == "50 generated jets"
+    table, real = playground.made_table(), grid.decode(grid.encode(jets))[jets.label == CLASSES.index("TTBar")]
+    assert np.array_equal(table["count"], np.concatenate([ak.num(real.pt), ak.num(made.pt)])) and table["generated"].sum() == 50
     playground.number.value = 1_000_000
     playground.generate()
     playground.work.stop()
     playground.work.wait()
     assert playground.work.text.value.endswith("stopped") and playground.work.button.disabled
+    done = int(playground.work.text.value.split(" ")[0])
+    assert done % 20 == 0 and len(playground.made["mass"]) == done and playground.histograms[0].panel["title"] == f"{done} generated jets"
+
+
+def test_next_tokens_are_saved_with_their_places(model, grid, jets):
+    playground = widgets.GenerationPlayground(model, grid, jets)
+    playground.step()
+    table = playground.next_table()
+    drawn = playground.bars.panel["layers"][0]
+    assert np.array_equal(table["probability"], drawn["value"]) and len(table["code"]) == 20
+    assert np.array_equal(np.where(table["code"] < 0, model.vocabulary.stop, table["code"] + 1), drawn["ids"])
+    places = playground.growing.places(table["code"][table["code"] >= 0] + 1)
+    assert np.array_equal(np.stack([table[f] for f in FEATURES], 1)[table["code"] >= 0], places)
+    playground.finish()
+    assert len(playground.next_table()["code"]) == 0
 
 
 def test_model_and_tokenizer_that_do_not_belong_together(model, conditional, jets):
@@ -221,13 +264,26 @@ def test_scores_behind_a_point(tmp_path, model, grid, jets):
     assert len(explorer.found) == 2
     explorer.choose(1)
     explorer.work.wait()
-    scores, target, names = explorer.scores["fine-tuned, 100 jets, seed 2"]
-    order = np.argsort(target, kind="stable")
-    assert explorer.work.text.value == "1 of 1 classifiers"
-    assert np.allclose(np.sort(scores), np.sort(classifier.predict(grid.encode(chosen))[:, 1]), atol=1e-5) and target.sum() == 20 and len(order) == 40
+    scores, target, _, names = explorer.scores["fine-tuned, 100 jets, seed 2"]
+    assert explorer.work.text.value == "40 of 40 jets"
+    assert np.allclose(np.sort(scores), np.sort(classifier.predict(grid.encode(chosen))[:, 1]), atol=1e-5) and target.sum() == 20 and len(target) == 40
     assert explorer.distribution.panel["title"] == "fine-tuned, 100 jets, seed 2" and names == ["q/g", "t → bqq′"]
+    assert explorer.shown[0] is scores and np.allclose(scores[target == 1].mean(), classifier.predict(grid.encode(chosen))[chosen.label == 8, 1].mean())
+    assert explorer.table()["seed"] == [1, 2]
     explorer.strategies.value = ()
-    assert not explorer.found
+    assert not explorer.found and explorer.table()["seed"] == []
+
+
+def test_scoring_stops_between_jets(tmp_path, model, grid, jets):
+    write_tokens(grid.encode(jets), tmp_path / "tokens" / "test" / "jets.parquet", jets.label, jets.id)
+    folder = tmp_path / "transfer" / "scratch_100_seed1"
+    JetClassifier.from_generative(model).save_pretrained(folder)
+    (folder / "result.json").write_text('{"strategy": "scratch", "size": 100, "seed": 1, "accuracy": 0.8}')
+    explorer = widgets.TransferExplorer(tmp_path)
+    steps = explorer.scoring(explorer.found[0], "one", batch=8)
+    assert next(steps) == 8 and next(steps) == 16 and explorer.work.bar.max == 40
+    steps.close()
+    assert len(explorer.shown[0]) == 16 and "one" not in explorer.scores and set(explorer.shown[1]) == {0, 1}
 
 
 # work, headless, missing
