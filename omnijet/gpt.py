@@ -124,21 +124,23 @@ class _NextToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, targets, chunk):                          # (N, W), (V, W), (V,), (N,)
         total, gradients = x.new_zeros((), dtype=torch.float32), [torch.zeros_like(t) for t in (x, weight, bias)]
+        room = None if torch.is_autocast_enabled(x.device.type) else x.new_empty(min(chunk, len(x)), len(weight))   # one for all chunks: fresh memory is slow
         for part in range(0, len(x), chunk):
             rows = slice(part, part + chunk)
-            score = F.linear(x[rows], weight, bias).float()                     # (chunk, V)
+            score = F.linear(x[rows], weight, bias) if room is None else torch.addmm(bias, x[rows], weight.T, out=room[:len(x) - part])
+            if score.dtype != torch.double: score = score.float()               # (chunk, V)
             best = score.amax(-1, keepdim=True)
             total -= score.gather(1, targets[rows, None]).sum()
             p = score.sub_(best).exp_()
             norm = p.sum(-1, keepdim=True)
             total += (norm.log() + best).sum()
-            slope = p.div_(norm).scatter_add_(1, targets[rows, None], torch.full_like(norm, -1.0))   # d total / d score: softmax − one-hot
+            slope = p.div_(norm * len(x)).scatter_add_(1, targets[rows, None], torch.full_like(norm, -1 / len(x)))   # d loss / d score: (softmax − one-hot) / N
             slope = slope.to(x.dtype)
             torch.mm(slope, weight.to(x.dtype), out=gradients[0][rows])
             if x.dtype == weight.dtype: gradients[1].addmm_(slope.T, x[rows])
             else: gradients[1] += slope.T @ x[rows]
             gradients[2] += slope.sum(0)
-        ctx.save_for_backward(*[g / len(x) for g in gradients])
+        ctx.save_for_backward(*gradients)
         return total / len(x)
 
     @staticmethod
@@ -395,14 +397,15 @@ def load_tokens(run_dir, split:str, # "train", "val" or "test"
     return tokens
 
 # %% ../nbs/03_gpt.ipynb #06724869
-def _plain_scores(model, tokens, mask=None):
+def _plain_scores(model, tokens, mask=None, dropout=0.0):
     "Scores (B, L, V) by written-out attention; tokens (B, L), mask (B, L)."
     x, L = model.backbone.embedding(tokens), tokens.shape[1]
-    allowed = torch.ones(L, L, dtype=torch.bool, device=tokens.device).tril()
-    if mask is not None: allowed = allowed & mask[:, None, None, :]                # (B, 1, L, L)
+    causal = torch.ones(L, L, dtype=torch.bool, device=tokens.device).tril()
     for block in model.backbone.blocks:
         q, k, v = (a.unflatten(-1, (model.backbone.heads, -1)).transpose(1, 2) for a in (F.linear(x, w) for w in block.attention.qkv.weight.chunk(3)))   # (B, H, L, W/H)
-        share = (q @ k.transpose(2, 3) * k.shape[-1] ** -0.5).masked_fill(~allowed, -math.inf).softmax(-1)                     # (B, H, L, L)
+        score = q @ k.transpose(2, 3) * k.shape[-1] ** -0.5                        # (B, H, L, L)
+        if mask is not None: score = score.masked_fill(~mask[:, None, None, :], -math.inf)
+        share = F.dropout(score.masked_fill(~causal, -math.inf).softmax(-1), dropout)
         x = block.norm1(x + block.attention.project((share @ v).transpose(1, 2).flatten(2)))
         x = block.norm2(x + block.mlp(x))
     return model.head(x)
@@ -411,7 +414,7 @@ def _plain_loss(model, batch):
     "The loss over all of 128 positions, padding included."
     read, targets, real = model.vocabulary.sequences(batch["x"], batch["mask"])
     read, targets, real = (a[:, :128] for a in (read, targets, real))
-    return F.cross_entropy(_plain_scores(model, read, real).flatten(0, 1).float(), targets.flatten())
+    return F.cross_entropy(_plain_scores(model, read, real, dropout=0.1).flatten(0, 1).float(), targets.flatten())
 
 @torch.inference_mode()
 def _plain_generate(model, n):
