@@ -374,7 +374,7 @@ def _map(function, sequences, batch_size, device, progress) -> Ragged:
 def encode(
     self: VQVAE,
     jets: ak.Array,            # jets, or their constituents alone; 1 … 128 each
-    batch_size: int = 64,      # jets; more suit a GPU
+    batch_size: int = 128,     # jets; more suit a GPU
     progress: bool = False,
 ) -> ak.Array:                 # (n, var) int64, 0 … codebook_size − 1, one token a constituent in the order of the jet
     "Tokens of jets. Raises `OmnijetError` for jets without or with too many constituents, pt ≤ 0 or numbers that are not finite."
@@ -410,7 +410,7 @@ class _evaluating:
 def decode(
     self: VQVAE,
     tokens,                    # (n, var) ints, 0 … codebook_size − 1
-    batch_size: int = 64,      # jets; more suit a GPU
+    batch_size: int = 128,     # jets; more suit a GPU
     progress: bool = False,
 ) -> ak.Array:                 # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians, in the order of the tokens
     "The constituents that tokens stand for. Raises `OmnijetError` for tokens outside the codebook and for jets without or with more than 128."
@@ -693,7 +693,7 @@ def tokenize_files(
     tokenizer,                 # a tokenizer, or what `load_tokenizer` takes
     data,                      # a file, folder or glob of JetClass columns
     out,                       # folder for <Process>.parquet
-    batch_size: int = None,    # jets; None: 64 on a CPU, whose caches they fit, 1024 elsewhere
+    batch_size: int = None,    # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
     progress: bool = True,
 ) -> list:                     # the files written
     "Tokenize files of jets, one file of tokens a process. Raises `OmnijetError` where jets or tokenizer cannot be read."
@@ -702,7 +702,7 @@ def tokenize_files(
         tokenizer = load_tokenizer(tokenizer)
         if isinstance(tokenizer, nn.Module):
             tokenizer.to(device())
-    batch_size = batch_size or (64 if device().type == "cpu" else 1024)
+    batch_size = batch_size or (128 if device().type == "cpu" else 1024)
     processes = {}
     for file in jet_files(data):
         stem, _, index = Path(file).stem.rpartition("_")
