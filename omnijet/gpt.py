@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, class_indices, need, number, read_tokens, record, show
 from .training import TrainingConfig, batches, device, plot_history, train
-from .vqvae import Saved, _build, _load_state, find_pretrained, load_tokenizer, load_weights, read_config, read_gabbro
+from .vqvae import MIRRORS, Saved, _build, _load_state, find_pretrained, load_tokenizer, load_weights, read_config, read_gabbro
 
 # %% ../nbs/03_gpt.ipynb #97232a38
 class Vocabulary:
@@ -388,9 +388,11 @@ def perplexity_by_position(nats:Ragged, # as from `surprise`
 
 # %% ../nbs/03_gpt.ipynb #06fb6d9c
 def load_tokens(run_dir, split:str, # "train", "val" or "test"
-                classes="all") -> Ragged:
+                classes="all",
+                mirrored:bool=False # also the jets' mirror images
+               ) -> Ragged:
     "The tokenized jets of a run, of some classes; raises OmnijetError if there are none."
-    table = read_tokens(need(run_dir, "tokens", split))
+    table = read_tokens([need(run_dir, "tokens", name) for name in [split, *("_".join([split, *mirror]) for mirror in MIRRORS if mirrored)]])
     wanted = class_indices(classes)
     tokens = Ragged.from_tokens(table[np.isin(ak.to_numpy(table.label), wanted)])
     if not len(tokens): raise OmnijetError(f"{Path(run_dir) / 'tokens' / split}: no jets of {', '.join(CLASSES[i] for i in wanted)}")
@@ -507,7 +509,7 @@ def bench(where=None) -> dict: # where: a torch device; None: the best there is
     gpu = where.type == "cuda"
     print(f"{torch.cuda.get_device_name(where) if gpu else f'CPU, {torch.get_num_threads()} threads'}; real jets have {lengths.mean():.1f} constituents")
     result = {}
-    for dtype in (torch.float32, torch.bfloat16) if gpu else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16):
         found = bench_training(where, dtype, lengths, *((512, 40) if gpu else (64, 31))) | bench_generation(where, dtype, lengths, *((65536, 256) if gpu else (512, 8)))
         for name, value in found.items(): print(f"{str(dtype)[6:]:9} {name:55} {value:12.4g}")
         result |= {f"{str(dtype)[6:]}: {name}": value for name, value in found.items()}

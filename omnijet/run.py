@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'READS', 'WRITES', 'OWN', 'SHELF', 'BENCHES', 'chapters_dir', 'read_preset', 'chapter_parameters',
-           'code_print', 'fingerprint', 'facts', 'verify', 'run', 'ship', 'parser', 'main']
+           'code_print', 'fingerprint', 'facts', 'verify', 'run', 'ship', 'show_run', 'parser', 'main']
 
 # %% ../nbs/07_run.ipynb #051ece5a
 import argparse, contextlib, hashlib, json, os, re, shutil, sys, time, warnings
@@ -316,7 +316,8 @@ def _card(name:str, what:str, config:dict, numbers:dict, run:dict) -> str:
     "A model card: what it is, how it was made, what it reaches."
     origin = config.get("origin", {})
     facts = origin.get("training") or {}
-    made = {"jets in training": f"{facts['sequences']:,}" if "sequences" in facts else None, "epochs": facts.get("epochs"), "steps": f"{facts['steps']:,}" if "steps" in facts else None,
+    mirrored = ", each in turn as itself and as its mirror images" if facts.get("variants", 1) > 1 else ""
+    made = {"jets in training": f"{facts['sequences']:,}{mirrored}" if "sequences" in facts else None, "epochs": facts.get("epochs"), "steps": f"{facts['steps']:,}" if "steps" in facts else None,
             "batch": f"{facts['batch_size']} jets" if "batch_size" in facts else None, "largest learning rate": facts.get("lr"),
             "time": f"{facts['seconds'] / 60:.0f} min" if "seconds" in facts else None, "device": origin.get("device", run["device"]), "seed": run["seed"], "date": run["date"][:10],
             "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()), "git commit": run["git_commit"], "licence": "MIT", "made by": f"`{run['command']}`, then `omnijet ship`"}
@@ -357,9 +358,31 @@ def ship(folder:Path|str,     # of a finished run
         done.append(shelf / name)
     return done
 
-# %% ../nbs/07_run.ipynb #6bbc3209
+# %% ../nbs/07_run.ipynb #11d21506
+def show_run(folder:Path|str,      # of a finished run
+             nbs:Path|None=None,   # the notebooks, with `figures` beside them; None: the clone's
+            ):
+    "Put figures, results.json and the outputs of the chapters of a run into a clone, without the machine's paths, progress bars and warnings."
+    folder, nbs = Path(folder).absolute(), nbs or chapters_dir()
+    figures = nbs.parent / "figures"
+    figures.mkdir(exist_ok=True)
+    for path in [folder / "results.json", *sorted((folder / "figures").glob("*"))]: shutil.copyfile(path, figures / path.name)
+    plain = lambda text: text.replace(f"{folder}", f"runs/{folder.name}").replace(f"{folder.parent.parent}/", "")
+    def kept(output):
+        "The output as it may stay, or None."
+        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}): return None
+        return json.loads(plain(json.dumps(output, ensure_ascii=False)))
+    for path in sorted((folder / "notebooks").glob("*.ipynb")):
+        executed = {"".join(c["source"]): c["outputs"] for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"}
+        book = json.loads((nbs / path.name).read_text(encoding="utf-8"))
+        for cell in book["cells"]:
+            if cell["cell_type"] == "code": cell["outputs"] = list(filter(None, map(kept, executed.get("".join(cell["source"]), []))))
+        (nbs / path.name).write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+# %% ../nbs/07_run.ipynb #705fc990
 def _ship(a):
     for folder in ship(a.run): print(folder)
+    if chapters_dir().name == "nbs": show_run(a.run)
 
 BENCHES = {"data": ["data", "simulation"], "observables": ["observables"], "vqvae": ["vqvae"], "gpt": ["gpt"], "widgets": ["widgets"]}
 
@@ -382,7 +405,7 @@ def _test(a):
              pytest("tests/browser")}                                                # which gives up on slow answers: alone
     return max(codes - {5}, default=5)                                               # 5: no test there of those asked for
 
-# %% ../nbs/07_run.ipynb #705fc990
+# %% ../nbs/07_run.ipynb #15d70a71
 def parser() -> argparse.ArgumentParser:
     "The command line of `omnijet`."
     from omnijet import __version__
@@ -448,7 +471,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1)
     add("--strategy", choices=["finetune", "frozen", "scratch"], default="finetune")
 
-    add = command("ship", _ship, "put a run's models where from_pretrained finds the shipped ones")
+    add = command("ship", _ship, "put a run's models where from_pretrained finds the shipped ones, its figures and outputs into the clone")
     add("run", help="folder of a finished run, e.g. runs/laptop")
 
     add = command("bench", _bench, "print throughputs and ratios")

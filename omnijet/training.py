@@ -19,7 +19,7 @@ from .data import OmnijetError, Ragged, atomic, make_folder, origin
 
 # %% ../nbs/00c_training.ipynb #4cc6fbce
 class LengthBuckets(torch.utils.data.Sampler):
-    "Index arrays of batches whose sequences have similar length; every sequence once an epoch over all ranks."
+    "Index arrays of batches whose sequences have similar length; every sequence once an epoch (of `variants`, one in turn) over all ranks."
     def __init__(self,
                  lengths:np.ndarray, # (n,) constituents of each sequence
                  batch_size:int,     # sequences in a batch
@@ -27,19 +27,22 @@ class LengthBuckets(torch.utils.data.Sampler):
                  seed:int=1,
                  rank:int=0,         # this process takes batches rank, rank + world, …
                  world:int=1,
-                 pool:int=50):       # batches sorted together
+                 pool:int=50,        # batches sorted together
+                 variants:int=1):    # of each sequence; all sequences in the first variant, then in the second, …
         if batch_size < 1: raise OmnijetError(f"batch_size is {batch_size}, expected at least 1")
         self.lengths, self.batch_size, self.shuffle, self.seed = np.asarray(lengths), batch_size, shuffle, seed
-        self.rank, self.world, self.pool, self.epoch = rank, world, pool, 0
+        self.rank, self.world, self.pool, self.variants, self.epoch = rank, world, pool, variants, 0
+        if len(self.lengths) % variants: raise OmnijetError(f"{len(self.lengths)} sequences are not {variants} variants of each")
 
     def set_epoch(self, epoch:int): self.epoch = epoch
 
-    def __len__(self): return math.ceil(math.ceil(len(self.lengths) / self.batch_size) / self.world)
+    def __len__(self): return math.ceil(math.ceil(len(self.lengths) / self.variants / self.batch_size) / self.world)
 
     def __iter__(self):
-        n, size = len(self.lengths), self.batch_size
+        n, size = len(self.lengths) // self.variants, self.batch_size
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(n) if self.shuffle else np.arange(n)
+        if self.variants > 1: order = order + n * ((np.random.default_rng(self.seed).integers(self.variants, size=n)[order] + self.epoch) % self.variants)
         pool = np.arange(n) // (size * self.pool) if self.shuffle else np.zeros(n, int)
         order = order[np.lexsort((self.lengths[order], pool))]                 # by pool, then by length
         parts = [order[i:i + size] for i in range(0, n, size)]
@@ -91,6 +94,7 @@ class TrainingConfig:
     strategy: str = "auto"
     num_nodes: int = 1
     seed: int = 1                    # order of the batches and the random streams of the model
+    variants: int = 1                # the training data are so many variants of each sequence, all in the first, all in the second, …; an epoch sees one of each
 
     def learning_rate(self, share:float) -> float:
         "The learning rate after `share` (0 … 1) of all steps."
@@ -264,7 +268,7 @@ class _Batches(torch.utils.data.Dataset):
 
 def _loader(data, config, shuffle):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    sampler = LengthBuckets(data.lengths, config.batch_size, shuffle, config.seed, rank, world)
+    sampler = LengthBuckets(data.lengths, config.batch_size, shuffle, config.seed, rank, world, variants=config.variants if shuffle else 1)
     return torch.utils.data.DataLoader(_Batches(data), sampler=sampler, batch_size=None)
 
 # %% ../nbs/00c_training.ipynb #4c778c5e
@@ -342,7 +346,7 @@ def train(model:torch.nn.Module,          # has loss(batch) -> dict of scalars w
     try: model.load_state_dict(weights or model.state_dict())
     except RuntimeError as error: raise OmnijetError(f"{out}: weights of another architecture than {type(model).__name__}") from error
     model.eval()
-    model.training_facts = {**asdict(config), "sequences": len(data), "steps": state["history"][-1]["step"],          # save_pretrained tells them
+    model.training_facts = {**asdict(config), "sequences": len(data) // config.variants, "steps": state["history"][-1]["step"],          # save_pretrained tells them
                             "seconds": sum(row["seconds"] for row in state["history"])}
     return state["history"]
 

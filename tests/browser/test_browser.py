@@ -4,6 +4,7 @@ Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read
 and left out where it is not set; their screenshots are those of README (figures/)."""
 import ast
 import io
+import json
 import os
 import re
 import secrets
@@ -127,7 +128,11 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "nbs").mkdir()
     for path in (ROOT / "nbs").glob("*.ipynb"):
-        shutil.copy(path, folder / "nbs")
+        book = json.loads(path.read_text(encoding="utf-8"))
+        for cell in book["cells"]:
+            if "outputs" in cell:
+                cell["outputs"] = []                                                   # those of the run that the repository keeps
+        (folder / "nbs" / path.name).write_text(json.dumps(book), encoding="utf-8")
     if RUN:
         shutil.copytree(RUN, folder / "runs" / "smoke", ignore=shutil.ignore_patterns("notebooks"))
     quiet = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
