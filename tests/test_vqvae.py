@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from omnijet.data import OmnijetError, read_metadata, read_tokens, to_columns, write_columns
-from omnijet.vqvae import (VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, mass_resolution,
+from omnijet.data import OmnijetError, read_metadata, read_tokens, sample_jets, to_columns, write_columns
+from omnijet.gpt import load_tokens
+from omnijet.vqvae import (MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, mass_resolution,
                            nearest, new_tokenizer, read_gabbro, tokenize_files)
 
 
@@ -326,6 +327,22 @@ def test_tokenize_files(tmp_path):
     assert [f.name for f in files] == ["TTBar.parquet"] and len(table) == 2 * n and len(set(table.id.tolist())) == 2 * n
     assert set(table.label.tolist()) == {8} and ak.all(table.tokens[:n] == table.tokens[n:])
     assert read_metadata(files[0])["codebook_size"] == 64
+
+
+def test_mirror_images(tmp_path):
+    jets = sample_jets(["TTBar"], 50)
+    write_columns(to_columns(jets), tmp_path / "data" / "TTBar_000.parquet")
+    grid = BinnedTokenizer((40, 40, 40))                                             # the same bins on both sides of 0
+    tables = {}
+    for mirror in [(), *MIRRORS]:
+        tokenize_files(grid, tmp_path / "data", tmp_path / "tokens" / "_".join(["train", *mirror]), mirror=mirror, progress=False)
+        tables[mirror] = grid.decode(read_tokens(tmp_path / "tokens" / "_".join(["train", *mirror])).tokens)
+    for mirror in MIRRORS:
+        for name in ("pt", "eta_rel", "phi_rel"):
+            assert np.allclose(ak.flatten(tables[mirror][name]), (-1 if name in mirror else 1) * ak.flatten(tables[()][name]), atol=1e-6)
+    plain, every = load_tokens(tmp_path, "train"), load_tokens(tmp_path, "train", mirrored=True)
+    assert len(every) == 4 * len(jets) and np.array_equal(every[:len(jets)].content, plain.content)
+    assert np.array_equal(every.extras["id"], np.tile(plain.extras["id"], 4)) and np.array_equal(every.lengths, np.tile(plain.lengths, 4))
 
 
 # -- bins
