@@ -123,31 +123,38 @@ class VectorQuant(nn.Module):
             torch.distributed.broadcast(self.codebook.weight.data, 0)
 
 # %% ../nbs/01_vqvae.ipynb #ba5e86ba
+def _mse(a, b, weight):
+    "Mean squared difference of (N, F) and (N, F), with weights (N,) or None."
+    return F.mse_loss(a, b) if weight is None else ((a - b).square() * weight[:, None]).mean()
+
+
 @patch
 def forward(
     self: VectorQuant,
     z: torch.Tensor,            # (…, F) encoder outputs
     mask: torch.Tensor = None,  # (…) bool: True where real; None: everywhere
+    weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and as a place for codes; None: all the same
 ):                              # z_q (…, F), zero where masked, and a dict
     "Quantize. The dict: z, z_q (N, F) and q (N,) of the N real positions, loss, perplexity, used (share of the codes hit), replaced."
     if mask is None:
         mask = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
     with torch.autocast(z.device.type, enabled=False):
         rows = z[mask].float()                                                      # (N, F)
+        w = None if weight is None else weight[mask].float()                        # (N,)
         if not torch.isfinite(rows).all():
             raise OmnijetError(f"{(~torch.isfinite(rows)).sum()} components of the encoder's output are not finite: the training diverged, or the features are broken")
         if self.training and hasattr(self, "data_initialized") and not self.data_initialized:
             with torch.no_grad():
-                self._place(slice(None), kmeans(rows, self.num_codes))
+                self._place(slice(None), kmeans(rows if w is None else rows[torch.multinomial(w, len(rows), replacement=True)], self.num_codes))
                 self.data_initialized.fill_(1)
         codebook = self.get_codebook()                                              # (K, F)
         q = nearest(rows, codebook)                                                 # (N,)
         e = F.embedding(q, codebook)                                                # (N, F)
-        loss = (1 - self.beta) * F.mse_loss(rows, e.detach()) + self.beta * F.mse_loss(e, rows.detach())
+        loss = (1 - self.beta) * _mse(rows, e.detach(), w) + self.beta * _mse(e, rows.detach(), w)
         through = rows + (e - rows).detach() + self.sync_nu * (e - e.detach())      # e, with the gradients of rows and ν·e
     hits = torch.bincount(q, minlength=self.num_codes)                              # (K,)
     share = hits / len(q)
-    replaced = self._replace(hits, rows) if self.training and self.replace_freq else hits.new_zeros(())
+    replaced = self._replace(hits, rows, w) if self.training and self.replace_freq else hits.new_zeros(())
     return torch.zeros_like(z, dtype=through.dtype).masked_scatter(mask[..., None], through), {
         "z": rows, "z_q": e, "q": q, "loss": loss, "used": (hits > 0).float().mean(), "replaced": replaced,
         "perplexity": torch.exp(-torch.xlogy(share, share).sum())}
@@ -155,8 +162,8 @@ def forward(
 
 @patch
 @torch.no_grad()
-def _replace(self: VectorQuant, hits, rows):
-    "Put codes that were not hit for `replace_freq` steps onto random rows of this batch; how many."
+def _replace(self: VectorQuant, hits, rows, weight=None):
+    "Put codes that were not hit for `replace_freq` steps onto random rows of this batch, the likelier the larger their weight; how many."
     if torch.distributed.is_initialized():
         hits = hits.clone()
         torch.distributed.all_reduce(hits)
@@ -164,7 +171,7 @@ def _replace(self: VectorQuant, hits, rows):
     self._counts[hits > 0] = self.replace_freq
     dead = torch.nonzero(self._counts <= 0)[:len(rows), 0]                          # more than rows: the rest next time
     if len(dead):
-        self._place(dead, rows[torch.randperm(len(rows), device=rows.device)[:len(dead)]])
+        self._place(dead, rows[torch.randperm(len(rows), device=rows.device)[:len(dead)] if weight is None else torch.multinomial(weight, len(dead))])
         self._counts[dead] = self.replace_freq
     return torch.tensor(float(len(dead)), device=rows.device)
 
@@ -261,13 +268,14 @@ class VQVAE(Saved, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags
         replace_freq: int = 10,
         kmeans_init: bool = True,
         quantizer: str = "omnijet",   # or "vqtorch": the original, where it is installed
+        pt_power: float = 0.0,        # a constituent counts in the training as p_T^pt_power
         pt_shift: float = 1.8,        # features: ln p_T − pt_shift, angles · angle_factor
         angle_factor: float = 3.0,
     ):
         super().__init__()
         if width % heads and conditional:
             raise OmnijetError(f"width is {width}, expected a multiple of heads ({heads})")
-        self.codebook_size, self.conditional, self.alpha = codebook_size, conditional, alpha
+        self.codebook_size, self.conditional, self.alpha, self.pt_power = codebook_size, conditional, alpha, pt_power
         self.scaling = FeatureScaling(pt_shift, angle_factor)
         stack = (lambda a, b: NormFormer(a, b, width, blocks, heads, dropout)) if conditional else (lambda a, b: MLP(a, b, width, blocks))
         self.encoder = stack(len(FEATURES), latent)
@@ -292,7 +300,9 @@ def _quantizer(name):
         def __init__(self, **settings):
             super().__init__(**settings, dim=-1)
 
-        def forward(self, z, mask):
+        def forward(self, z, mask, weight=None):
+            if weight is not None:
+                raise OmnijetError("quantizer 'vqtorch' knows no weights: pt_power must be 0")
             through, out = super().forward(z[mask][None])                            # (1, N, F): it knows no padding
             q = out["q"].reshape(-1)
             hits = torch.bincount(q, minlength=self.num_codes)
@@ -304,21 +314,22 @@ def _quantizer(name):
 
 # %% ../nbs/01_vqvae.ipynb #123386d4
 @patch
-def forward(self: VQVAE, x, mask):   # (B, L, 3) scaled features, (B, L) bool
+def forward(self: VQVAE, x, mask, weight=None):   # (B, L, 3) scaled features, (B, L) bool, (B, L) weights in the quantizer
     "The reconstruction (B, L, 3) in scaled features, and what the quantizer says."
-    z_q, quantized = self.quantizer(self.encoder(x, mask), mask)
+    z_q, quantized = self.quantizer(self.encoder(x, mask), mask, weight)
     return self.decoder(z_q, mask), quantized
 
 
 @patch
 def loss(self: VQVAE, batch):        # x (B, L, 3) in GeV and radians, mask (B, L)
-    "Reconstruction and quantizer loss of a batch, and what happens in the codebook. Paper: section II B."
-    x = self.scaling.scale(batch["x"])
-    reconstruction, quantized = self(x, batch["mask"])
-    error = (reconstruction - x)[batch["mask"]].float().square().mean()
+    "Reconstruction and quantizer loss of a batch, and what happens in the codebook. Paper: section II B (with `pt_power` 0)."
+    x, mask = self.scaling.scale(batch["x"]), batch["mask"]
+    weight = (self.pt_power * x[..., 0]).exp() if self.pt_power else None
+    reconstruction, quantized = self(x, mask, weight)
+    error = _mse(reconstruction[mask].float(), x[mask].float(), None if weight is None else weight[mask].float())
     return {"loss": error + self.alpha * quantized["loss"], "reconstruction": error.detach(), "quantizer": quantized["loss"].detach(),
             "perplexity": quantized["perplexity"], "codes_used": quantized["used"], "codes_replaced": quantized["replaced"],
-            "weight": batch["mask"].sum()}
+            "weight": mask.sum()}
 
 # %% ../nbs/01_vqvae.ipynb #c562ca9c
 def _as_sequences(jets) -> Ragged:

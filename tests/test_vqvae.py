@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnijet.data import OmnijetError, read_metadata, read_tokens, sample_jets, to_columns, write_columns
+from omnijet.data import OmnijetError, Ragged, read_metadata, read_tokens, sample_jets, to_columns, write_columns
 from omnijet.gpt import load_tokens
 from omnijet.vqvae import (MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, mass_resolution,
                            nearest, new_tokenizer, read_gabbro, tokenize_files)
@@ -327,6 +327,28 @@ def test_tokenize_files(tmp_path):
     assert [f.name for f in files] == ["TTBar.parquet"] and len(table) == 2 * n and len(set(table.id.tolist())) == 2 * n
     assert set(table.label.tolist()) == {8} and ak.all(table.tokens[:n] == table.tokens[n:])
     assert read_metadata(files[0])["codebook_size"] == 64
+
+
+def test_weights_of_constituents():
+    "Codes start and are placed anew only where there is weight, and weights of 1 are no weights."
+    z, mask = torch.randn(8, 50, 4), torch.ones(8, 50, dtype=torch.bool)
+    counts = (torch.arange(50) < 10).float().expand(8, -1)                             # the first ten of each
+    quantizer = VectorQuant(4, 16, replace_freq=1)
+    for _ in range(5):
+        quantizer(z, mask, counts)
+    distance = torch.cdist(quantizer.get_codebook(), z[:, :10].reshape(-1, 4)).amin(1)
+    every = torch.cdist(quantizer.get_codebook(), z[:, 10:].reshape(-1, 4)).amin(1)
+    assert (distance < 1.5).all() and distance.mean() < every.mean()
+    quantizer.eval()
+    plain, ones, twice = (quantizer(z, mask, w)[1]["loss"] for w in (None, torch.ones(8, 50), 2 * torch.ones(8, 50)))
+    assert torch.allclose(plain, ones) and torch.allclose(2 * plain, twice)
+
+
+def test_loss_with_pt_power_is_that_of_each_jet():
+    model = VQVAE(64, width=16, blocks=1, heads=2, pt_power=0.6, kmeans_init=False).eval()
+    both = Ragged.from_jets(ak.zip({"constituents": some_jets([5, 40])}, depth_limit=1))
+    losses = [float(model.loss({k: torch.tensor(v) for k, v in part.items()})["loss"].detach()) for part in (both[:1].pad(), both[:1].pad(length=128), both[1:].pad(), both.pad())]
+    assert np.isclose(losses[0], losses[1], rtol=1e-5) and np.isclose((5 * losses[0] + 40 * losses[2]) / 45, losses[3], rtol=1e-5)
 
 
 def test_mirror_images(tmp_path):
