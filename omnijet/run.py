@@ -180,6 +180,30 @@ def _kernel_output(path:Path):
                 os.dup2(original, stream)
                 os.close(original)
 
+# %% ../nbs/07_run.ipynb #f3cf7fff
+@contextlib.contextmanager
+def _peaks():
+    "Collect the largest memory of this process's children, and in use on the GPU where there is one, in gigabytes: {\"memory\": …, \"GPU memory\": …}."
+    import psutil, threading, torch
+    found, done = {}, threading.Event()
+    def now():
+        rss = 0
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error): rss += child.memory_info().rss
+        yield "memory", rss
+        if torch.cuda.is_available():
+            free, whole = torch.cuda.mem_get_info()
+            yield "GPU memory", whole - free
+    def watch():
+        while not done.wait(0.5):
+            for what, used in now(): found[what] = max(found.get(what, 0.0), round(used / 1e9, 2))
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try: yield found
+    finally:
+        done.set()
+        thread.join()
+
 # %% ../nbs/07_run.ipynb #fc103066
 def _execute(chapter:str, folder:Path, parameters:dict):
     "One chapter through papermill; the executed notebook stays, also when a cell fails, and tells its origin. The kernel is reached through a socket file, not the network."
@@ -250,14 +274,15 @@ def run(preset:str="smoke",        # name of a preset, or a YAML file
             state[chapter] = {"code": code, "files": before.get("files", {})}
             _merge(state_path, **state)
             _merge(results, chapters={k: v for k, v in _content(results).get("chapters", {}).items() if k != chapter})
-            try: _execute(chapter, folder, parameters_of[chapter])
+            try:
+                with _peaks() as peaks: _execute(chapter, folder, parameters_of[chapter])
             except Exception:
                 print(f"failed after {time.perf_counter() - begun:.0f} s", flush=True)
                 raise
             seconds = time.perf_counter() - begun
-            print(f"{seconds:6.0f} s", flush=True)
+            print(f"{seconds:6.0f} s" + "".join(f", {gigabytes:.1f} GB of {what}" for what, gigabytes in peaks.items()), flush=True)
             chapters = _content(results).get("chapters", {})
-            chapters.setdefault(chapter, {"numbers": {}})["seconds"] = round(seconds, 1)
+            chapters[chapter] = {**chapters.get(chapter, {"numbers": {}}), "seconds": round(seconds, 1), "peak_gigabytes": peaks}
             _merge(results, chapters=chapters)
             _note(state, chapter, folder, written)
             state[chapter]["done"], state["results"] = prints[chapter], _sha(results)

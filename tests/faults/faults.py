@@ -14,7 +14,7 @@ from omnijet.data import read_metadata
 ROOT = Path(__file__).parent.parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 OMNIJET = [sys.executable, "-c", "import sys; from omnijet.run import main; sys.exit(main())"]
-CHANGING = ("seconds", "origin", "date", "tokenizer")  # what tells when, how long, by which version, and in which folder
+CHANGING = ("seconds", "peak_gigabytes", "origin", "date", "tokenizer")  # what tells when, how long, by which version, and in which folder
 
 
 def plain(value):
