@@ -400,11 +400,12 @@ def show_run(folder:Path|str,      # of a finished run
              nbs:Path|None=None,   # the notebooks, with `figures` beside them; None: the clone's
             ):
     "Put figures, results.json and the outputs of the chapters of a run into a clone, without the machine's paths, progress bars and warnings."
+    import tempfile
     folder, nbs = Path(folder).absolute(), nbs or chapters_dir()
     figures = nbs.parent / "figures"
     figures.mkdir(exist_ok=True)
     for path in [folder / "results.json", *sorted((folder / "figures").glob("*"))]: shutil.copyfile(path, figures / path.name)
-    plain = lambda text: text.replace(f"{folder}", f"runs/{folder.name}").replace(f"{folder.parent.parent}/", "")
+    plain = lambda text: re.sub(rf"{tempfile.gettempdir()}/tmp\w{{8}}\b", "tmp", text.replace(f"{folder}", f"runs/{folder.name}").replace(f"{folder.parent.parent}/", ""))
     def kept(output):
         "The output as it may stay, or None."
         if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}): return None
