@@ -133,13 +133,16 @@ def measure(
     jets,
     names=QUALITY, # observables
 )->tuple: # {"original" or name: {observable: (n_jets,)}}, {name: reconstructed jets}
-    """Observables of original and reconstructed jets, and the reconstructed jets. A tokenizer that fails is left out with a warning."""
+    """Observables of original and reconstructed jets, and the reconstructed jets. A tokenizer that fails is left out with a warning; raises OmnijetError if none is left."""
     values, reconstructed = {"original": observables(jets, names)}, {}
     for name, tokenizer in tqdm(tokenizers.items(), desc="reconstruct", leave=False):
         try:
             reconstructed[name] = reconstruct(tokenizer, jets)
             values[name] = observables(reconstructed[name], names)
-        except OmnijetError as error: warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+        except OmnijetError as error:
+            if len(tokenizers) == 1: raise
+            warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+    if not reconstructed: raise OmnijetError(f"none of the tokenizers fits these jets: {', '.join(tokenizers)} (see the warnings)")
     return values, reconstructed
 
 def resolutions(

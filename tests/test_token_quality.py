@@ -63,6 +63,10 @@ def test_what_fails_is_left_out_and_the_rest_goes_on(jets, binned):
     text = " | ".join(str(w.message) for w in said)
     assert "short is left out" in text and "constituents but" in text
     assert "other features is left out" in text and "factor of 6.0" in text and "another scaling" in text
+    with pytest.raises(OmnijetError, match="another scaling"):
+        measure({"other features": Rescaled()}, jets)
+    with pytest.warns(UserWarning), pytest.raises(OmnijetError, match="none of the tokenizers"):
+        measure({"short": Short(), "other features": Rescaled()}, jets)
 
 
 def test_jets_and_tokens_that_do_not_belong_together(jets):

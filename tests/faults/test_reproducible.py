@@ -27,7 +27,7 @@ FIGURES = ("(8, 9, 10, 11)", "fig06_", "fig14_")  # of many panels, and no numbe
 PRESET = {
     "preset": "tiny", "seed": 1, "workers": 1,
     "tokenizers": ["conditional-64"], "backbone_tokenizer": "conditional-64", "tokenizer_jets": 300, "tokenizer_val_jets": 100, "tokenizer_width": 8,
-    "tokenizer_blocks": 1, "tokenizer_heads": 2, "tokenizer_epochs": 3, "tokenizer_batch_size": 50, "tokenizer_test_jets": 100,
+    "tokenizer_blocks": 1, "tokenizer_heads": 2, "tokenizer_epochs": 3, "tokenizer_pt_power": 0.0, "tokenizer_batch_size": 50, "tokenizer_test_jets": 100,
     "backbone_width": 16, "backbone_blocks": 1, "backbone_heads": 2, "backbone_single": None, "backbone_epochs": 3, "backbone_batch_size": 50,
     "quality_jets_per_class": 40, "quality_bootstrap": 5, "quality_bins": [8], "coverage_contexts": 3,
     "classifier_jets_per_class": 20, "classifier_epochs": 1, "classifier_seeds": 1, "classifier_width": 8, "classifier_heads": 2,
