@@ -6,8 +6,8 @@
 __all__ = ['QUALITY', 'UNITS', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'check_together', 'code_reconstructions',
            'occupied_cells', 'coverage', 'plot_coverage', 'measure', 'resolutions', 'compare_tokenizers',
            'plot_resolution', 'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention',
-           'Transformer', 'Tagger', 'train_tagger', 'predict', 'auc', 'evaluate', 'score_trainings', 'accuracy_lost',
-           'plot_accuracy', 'plot_confusion', 'run_tokenizers', 'class_jets', 'matching_bins']
+           'Transformer', 'Tagger', 'train_tagger', 'predict', 'auc', 'auc_with_error', 'evaluate', 'score_trainings',
+           'accuracy_lost', 'plot_accuracy', 'plot_confusion', 'run_tokenizers', 'class_jets', 'matching_bins']
 
 # %% ../nbs/02_token_quality.ipynb #d0abe00b
 import json
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .data import CLASS_NAMES, CLASSES, FeatureScaling, OmnijetError, Ragged, atomic, need, number, read_jets, record, sample_jets, show
 from .observables import OBSERVABLES, bin_edges, color, compare, observables, resolution, save_figure, style
-from .training import TrainingConfig, batches, device, train
+from .training import Linear, TrainingConfig, batches, device, train
 from .vqvae import VQVAE, BinnedTokenizer, NormFormerBlock, load_tokenizer
 
 # %% ../nbs/02_token_quality.ipynb #f2dfa748
@@ -279,7 +279,7 @@ def plot_class_distributions(
     return fig
 
 # %% ../nbs/02_token_quality.ipynb #5cdf9153
-def _mlp(sizes): return nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())])
+def _mlp(sizes): return nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (Linear(a, b), nn.ReLU())])
 
 class DeepSets(nn.Module):
     """Φ (100, 100, 256) on each constituent, sum, F (100, 100, 100): (B, L, 3) → (B, 10) logits (appendix A 2)."""
@@ -288,7 +288,7 @@ class DeepSets(nn.Module):
         f=(100, 100, 100), # widths of F
         n_classes:int=10):
         super().__init__()
-        self.phi, self.f = _mlp((3, *phi)), nn.Sequential(_mlp((phi[-1], *f)), nn.Linear(f[-1], n_classes))
+        self.phi, self.f = _mlp((3, *phi)), nn.Sequential(_mlp((phi[-1], *f)), Linear(f[-1], n_classes))
         for layer in self.modules():      # He's initialization: with PyTorch's, the first hundreds of steps learn nothing
             if isinstance(layer, nn.Linear): nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"), nn.init.zeros_(layer.bias)
         self.f[0][0].weight.data /= 50     # what comes in is a sum over some fifty constituents
@@ -301,7 +301,7 @@ class ClassAttention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), nn.Dropout(dropout), Linear(width, width))
 
     def forward(self, token, x, mask):
         y = self.norm(torch.cat([token, x], 1))                                             # (B, 1 + L, W)
@@ -313,11 +313,11 @@ class Transformer(nn.Module):
     """NormFormer blocks, class attention, an MLP of two layers: (B, L, 3) → (B, 10) logits (appendix A 2)."""
     def __init__(self, width:int=128, blocks:int=5, class_blocks:int=2, heads:int=8, dropout:float=0.1, n_classes:int=10):
         super().__init__()
-        self.project = nn.Linear(3, width)
+        self.project = Linear(3, width)
         self.blocks = nn.ModuleList([NormFormerBlock(width, heads, dropout) for _ in range(blocks)])
         self.token = nn.Parameter(torch.randn(1, 1, width))
         self.class_blocks = nn.ModuleList([ClassAttention(width, heads, dropout) for _ in range(class_blocks)])
-        self.head = nn.Sequential(nn.LayerNorm(width), *[layer for _ in range(2) for layer in (nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))], nn.Linear(width, n_classes))
+        self.head = nn.Sequential(nn.LayerNorm(width), *[layer for _ in range(2) for layer in (Linear(width, width), nn.ReLU(), nn.Dropout(dropout))], Linear(width, n_classes))
         nn.init.normal_(self.project.weight)      # blocks that start as the identity on small inputs leave averages without class information:
         for block in self.blocks:                 # the first thousand steps would learn nothing
             nn.init.ones_(block.norm1.weight)
@@ -381,6 +381,14 @@ def auc(
     n = int(positive.sum())
     if n in (0, len(positive)): return float("nan")
     return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
+
+def auc_with_error(scores:np.ndarray,   # (n,)
+                   positive:np.ndarray  # (n,) bool
+                  ) -> tuple:
+    "Area under the ROC curve and DeLong's error of it (Biometrics 44 (1988) 837)."
+    a, b = np.sort(scores[positive]), np.sort(scores[~positive])
+    below = lambda x, y: (np.searchsorted(y, x, "left") + np.searchsorted(y, x, "right")) / 2 / len(y)   # the share of y below each x, ties half
+    return auc(scores, positive), float(np.sqrt(below(a, b).var(ddof=1) / len(a) + below(b, a).var(ddof=1) / len(b)))
 
 def evaluate(
     probabilities, # (n, 10)

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .data import (CLASSES, MAX_CONSTITUENTS, FEATURES, FeatureScaling, OmnijetError, Ragged, jet_files, make_folder, _checksum, origin,
                           read_jets, write_tokens, _writing)
 from .observables import jet_mass, resolution
-from .training import TrainingConfig, batches, device, read_checkpoint, read_weights, train
+from .training import Linear, TrainingConfig, batches, device, read_checkpoint, read_weights, train
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
 def nearest(
@@ -183,10 +183,10 @@ class NormFormerBlock(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), nn.Dropout(dropout), Linear(width, width))
         nn.init.xavier_uniform_(self.qkv.weight)
         for zero in (self.qkv.bias, self.out.bias, self.norm1.weight, self.mlp[-1].weight, self.mlp[-1].bias):
             nn.init.zeros_(zero)
@@ -204,9 +204,9 @@ class NormFormer(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, width: int, blocks: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        self.project_in = nn.Linear(n_in, width)
+        self.project_in = Linear(n_in, width)
         self.blocks = nn.ModuleList([NormFormerBlock(width, heads, dropout) for _ in range(blocks)])
-        self.project_out = nn.Linear(width, n_out)
+        self.project_out = Linear(width, n_out)
 
     def forward(self, x, mask):
         x = self.project_in(x)
@@ -220,8 +220,8 @@ class MLP(nn.Sequential):
 
     def __init__(self, n_in: int, n_out: int, width: int, layers: int = 3):
         sizes = [n_in, *[width] * layers]
-        hidden = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
-        super().__init__(*hidden, nn.Linear(width, n_out))
+        hidden = [layer for a, b in zip(sizes, sizes[1:]) for layer in (Linear(a, b), nn.ReLU())]
+        super().__init__(*hidden, Linear(width, n_out))
 
     def forward(self, x, mask=None):
         return super().forward(x)

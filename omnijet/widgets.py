@@ -557,7 +557,7 @@ def show(self:_JetBrowser):
     if self.tokenizer is not None:
         self.codes = self.tokenizer.encode(self.jets[i:i + 1])
         self.reconstruction, self.codes = self.tokenizer.decode(self.codes)[0], np.asarray(self.codes[0])
-    self.title.value = (f"<h4>{CLASS_NAMES[self.label[i]]} · jet {i} · {self.mass[i]:.1f} GeV · {self.count[i]} constituents</h4>"
+    self.title.value = (f"<h4>{CLASS_NAMES[self.label[i]]} · jet {i} · mass {self.mass[i]:.1f} GeV · {self.count[i]} constituents</h4>"
                         f"{self.at + 1:,} of {len(self.chosen):,} jets")
     self.about.value = observables_table(self.original, self.reconstruction)
     self.canvas.hover = -1
@@ -1021,7 +1021,7 @@ def show(self:_GenerationPlayground):
     self.bars.hover = -1
     self.bars.selected = []
     self.bars.panel, self.plane.panel = expected_panel(g, tokens, p), plane
-    self.title.value = f"<h4>seed {g.seed}, jet {g.number} · {len(g.codes)} constituents · {mass:.1f} GeV{' · stopped' if g.finished else ''}</h4>"
+    self.title.value = f"<h4>seed {g.seed}, jet {g.number} · {len(g.codes)} constituents · mass {mass:.1f} GeV{' · stopped' if g.finished else ''}</h4>"
     self.sequence.value = "<div class='tokens'><span>start</span>" + "".join(f"<span>{c}</span>" for c in g.codes) + ("<span>stop</span>" if g.finished else "") + "</div>"
 
 # %% ../nbs/06_widgets.ipynb #df9a9c11

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from scipy.stats import entropy, wasserstein_distance
 
 from omnijet.data import OmnijetError, Ragged, read_jets, read_metadata, read_tokens
-from omnijet.generation import (FlowMatching, auc_with_error, classifier_test, generate_files, mixture, nearest_distance, pt_map, quantile_kl,
+from omnijet.generation import (FlowMatching, classifier_test, generate_files, mixture, nearest_distance, pt_map, quantile_kl,
                                 share_of_copies, w1, w1_with_error)
 from omnijet.gpt import GenerativeModel
+from omnijet.token_quality import auc_with_error
 from omnijet.vqvae import BinnedTokenizer
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 
 from omnijet.data import OmnijetError, Ragged
-from omnijet.gpt import Cache, GenerativeModel, Vocabulary, load_tokens, next_token_loss, sample, surprise, uniforms
+from omnijet.gpt import Cache, GenerativeModel, Vocabulary, attend, load_tokens, next_token_loss, sample, surprise, uniforms
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,19 @@ def test_chunked_loss_has_the_gradient_of_cross_entropy():
         assert all(torch.allclose(a, b) for a, b in zip(expected, found))
 
 
+@pytest.mark.parametrize("causal,length,seen", [(True, 23, 23), (False, 1, 37)])      # as in training, as through the cache
+def test_attention_in_bfloat16(causal, length, seen):
+    "Values and gradients are PyTorch's own in float32, to bfloat16's precision."
+    torch.manual_seed(3)
+    exact = [torch.randn(4, 2, n, 16, requires_grad=True) for n in (length, seen, seen)]
+    rounded = [t.detach().bfloat16().requires_grad_() for t in exact]
+    expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
+    found, slope = attend(*rounded, causal), torch.randn(4, 2, length, 16)
+    pairs = [(found, expected), *zip(torch.autograd.grad(found, rounded, slope.bfloat16()), torch.autograd.grad(expected, exact, slope))]
+    for a, b in pairs:
+        assert a.dtype == torch.bfloat16 and (a.float() - b).norm() < 0.01 * b.norm()
+
+
 def uncached(model, n, seed, max_constituents, label=None, **options):
     "Each jet by itself, the whole sequence read again for every token."
     v, jets = model.vocabulary, []
@@ -165,6 +178,20 @@ def test_forbidden_tokens_are_never_drawn():
     u = torch.tensor([0.0, 1e-30, 0.3, 1 - 2**-24, 1 - 2**-53], dtype=torch.double)
     for dtype in (torch.float32, torch.float64):
         assert set(sample(scores.to(dtype).expand(5, 5), u).tolist()) <= {1, 3}
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 128, 129, 1000])                     # one group, whole groups, a rest
+def test_the_token_drawn_is_the_first_whose_cumulative_probability_exceeds_u(tokens):
+    rng = np.random.default_rng(tokens)
+    p = rng.dirichlet(np.full(tokens, 0.1), 400)
+    p[p < 1e-6] = 0                                                         # tokens that may not be drawn
+    total, u = p.cumsum(1), rng.random(400)
+    u[:2] = 0, 1 - 2**-53
+    drawn = sample(torch.from_numpy(p).log(), torch.from_numpy(u)).numpy()
+    rows = np.arange(400)
+    assert (p[rows, drawn] > 0).all()
+    goal, rounding = u * total[:, -1], 1e-12
+    assert (goal < total[rows, drawn] + rounding).all() and (goal > total[rows, drawn] - p[rows, drawn] - rounding).all()
 
 
 def test_saved_and_loaded(tmp_path):

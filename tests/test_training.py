@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnijet.data import OmnijetError, Ragged
-from omnijet.training import LengthBuckets, TrainingConfig, train
+from omnijet.training import LengthBuckets, Linear, TrainingConfig, train
 
 
 class Mean(torch.nn.Module):
@@ -84,3 +84,25 @@ def test_ranks_share_an_epoch():
     assert len(parts[0]) == len(parts[1])
     seen = np.concatenate([index for rank in parts for index in rank])
     assert set(seen) == set(range(103)) and len(seen) - 103 <= 10                # the last batch may be repeated so that ranks stay in step
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 5), (3, 5), (700, 96), (16, 33, 96), (2, 0, 96)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_linear_is_that_of_torch(shape, bias, dtype):
+    torch.manual_seed(1)
+    layer, x = Linear(shape[-1], 64, bias=bias).to(dtype), torch.randn(shape, dtype=dtype).requires_grad_()
+    results = []
+    for forward in (layer, lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias)):
+        y = forward(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))])
+    for found, expected in zip(*results):
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()) if expected.numel() else 0)
+
+
+def test_linear_under_autocast_and_of_another_width():
+    layer, x = Linear(96, 64), torch.randn(500, 96)
+    with torch.autocast("cpu", torch.bfloat16): assert layer(x).dtype == torch.bfloat16
+    for wrong in (torch.randn(500, 95), torch.randn(500, 96).double()):
+        with pytest.raises(RuntimeError): layer(wrong)
