@@ -75,10 +75,11 @@ class Cache:
         self.batch = len(rows)
 
 def attend(q, k, v, causal:bool):                                                # (B, H, L, D), (B, H, T, D) twice; causal: T = L
-    "softmax(q kᵀ / √D) v (B, H, L, D): PyTorch's own, but for bfloat16 on CPUs, where that is many times slower than written out."
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    "softmax(q kᵀ / √D) v (B, H, L, D): PyTorch's own, or written out on CPUs where that is quicker."
+    step = q.shape[2] == 1
+    if q.device.type != "cpu" or not (step or q.dtype == torch.bfloat16): return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     q = q * q.shape[-1] ** -0.5
-    if q.shape[2] == 1: return (k @ q.mT).softmax(2).mT @ v                      # (B, H, T, 1) is quicker than (B, H, 1, T)
+    if step: return ((q * k).sum(-1).softmax(-1)[..., None] * v).sum(2, keepdim=True)
     score = q @ k.mT                                                             # (B, H, L, T)
     return (score + torch.full_like(score[0, 0], -math.inf).triu(1) if causal else score).softmax(-1) @ v
 
@@ -191,8 +192,7 @@ def sample(scores:torch.Tensor,  # (B, V) unnormalized log-probabilities
         best, order = scores.softmax(-1).sort(-1, descending=True)
         beyond = best.cumsum(-1) - best >= top_p                                   # the likelier ones hold the share already
         scores = scores.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
-    p = (scores - scores.amax(-1, keepdim=True)).exp_()                            # (B, V)
-    return _draw(p, u.to(p.dtype)[:, None])[:, 0]
+    return _draw(scores.softmax(-1), u[:, None])[:, 0]
 
 def _search(share, goal):
     "The first place (B, 1) where the sum of `share` (B, n) up to it exceeds `goal` (B, 1), and the sum (B, 1) before it."
@@ -203,12 +203,13 @@ def _search(share, goal):
 
 def _draw(p, u, group:int=128):
     "Tokens (B, 1) drawn with probabilities in proportion to `p` (B, V) by `u` (B, 1): first a group of neighbours, then one of them."
-    V, whole = p.shape[1], p.shape[1] // group * group
-    groups = torch.cat([p[:, :whole].unflatten(1, (whole // group, group)).sum(-1), p[:, whole:].sum(-1, keepdim=True)], 1)   # (B, n)
-    goal = u * groups.sum(-1, keepdim=True)
+    V, whole, exact = p.shape[1], p.shape[1] // group * group, torch.promote_types(p.dtype, torch.float32)
+    groups = [p[:, :whole].unflatten(1, (whole // group, group)).sum(-1, dtype=exact), p[:, whole:].sum(-1, keepdim=True, dtype=exact)]
+    groups = torch.cat(groups, 1)                                                  # (B, n)
+    goal = u.to(exact) * groups.sum(-1, keepdim=True)
     place, before = _search(groups, goal)
     tokens = place * group + torch.arange(group, device=p.device)                  # (B, group)
-    inside, _ = _search(p.gather(1, tokens.clamp(max=V - 1)).masked_fill(tokens >= V, 0), goal - before)
+    inside, _ = _search(p.gather(1, tokens.clamp(max=V - 1)).to(exact).masked_fill(tokens >= V, 0), goal - before)
     return place * group + inside
 
 # %% ../nbs/03_gpt.ipynb #229e8b97
@@ -305,7 +306,6 @@ def _generate(model, jets, label, seed, temperature, top_k, top_p, max_constitue
     token, row = prefix[:, -1], torch.arange(B, device=jets.device)              # the jets still in the batch: their rows in `codes`
     for position in range(max_constituents):
         scores = model(token[:, None], cache)[:, 0]                              # (B, V)
-        scores = scores.float() if scores.dtype != torch.double else scores
         scores[:, v.start] = -math.inf
         if position == 0: scores[:, v.stop] = -math.inf
         token = sample(scores, uniforms(seed, jets[row], position), temperature, top_k, top_p)
@@ -533,7 +533,7 @@ def bench(where=None) -> dict: # where: a torch device; None: the best there is
     print(f"{torch.cuda.get_device_name(where) if gpu else f'CPU, {torch.get_num_threads()} threads'}; real jets have {lengths.mean():.1f} constituents")
     result = {}
     for dtype in (torch.float32, torch.bfloat16):
-        found = bench_training(where, dtype, lengths, *((512, 40) if gpu else (64, 31))) | bench_generation(where, dtype, lengths, *((65536, 256) if gpu else (512, 8)))
+        found = bench_training(where, dtype, lengths, *((512, 40) if gpu else (64, 31))) | bench_generation(where, dtype, lengths, *((65536, 256) if gpu else (2048, 8)))
         for name, value in found.items(): print(f"{str(dtype)[6:]:9} {name:55} {value:12.4g}")
         result |= {f"{str(dtype)[6:]}: {name}": value for name, value in found.items()}
     return result
