@@ -133,7 +133,7 @@ class _NextToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, targets, chunk):                          # (N, W), (V, W), (V,), (N,)
         exact = torch.promote_types(x.dtype, torch.float32)
-        total, gradients = x.new_zeros((), dtype=exact), [torch.zeros_like(t) for t in (x, weight, bias)]
+        total, gradients = x.new_zeros((), dtype=exact), [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight.T, bias)]   # that of weight as (W, V): products without copies
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         for part in range(0, len(x), chunk):
             rows = slice(part, part + chunk)
@@ -143,14 +143,16 @@ class _NextToken(torch.autograd.Function):
             total += ((best - score.gather(1, target)).to(exact) - p.gather(1, where).to(exact).log()).sum()
             slope = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))    # d (sum of the losses) / d score: softmax − one-hot
             gradients[0][rows] = product(slope, weight.T)
-            gradients[1] += product(slope.T, x[rows].T)
+            gradients[1] += product(x[rows].T, slope.T)
             gradients[2] += slope.sum(0)
         for gradient in gradients: gradient /= len(x)
         ctx.save_for_backward(*gradients)
         return total / len(x)
 
     @staticmethod
-    def backward(ctx, slope): return *[g * slope.to(g.dtype) for g in ctx.saved_tensors], None, None
+    def backward(ctx, slope):
+        x, weight, bias = (gradient * slope.to(gradient.dtype) for gradient in ctx.saved_tensors)
+        return x, weight.T, bias, None, None
 
 def next_token_loss(x:torch.Tensor,       # (N, width) embeddings of real positions
                     head:nn.Linear,       # width → vocabulary

@@ -92,7 +92,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows = slope.flatten(0, -2)     # (N, M)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (product(slope, weight.T) if needs_x else None, product(rows.T, x.flatten(0, -2).T) if needs_weight else None,
+        return (product(slope, weight.T) if needs_x else None, product(x.flatten(0, -2).T, rows.T).T if needs_weight else None,
                 rows.sum(0) if needs_bias else None)
 
 class Linear(nn.Linear):
