@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'READS', 'WRITES', 'OWN', 'SHELF', 'TARGETS', 'BENCHES', 'chapters_dir', 'read_preset',
-           'chapter_parameters', 'code_print', 'fingerprint', 'facts', 'verify', 'run', 'ship', 'show_run', 'parser',
-           'main']
+           'chapter_parameters', 'code_print', 'fingerprint', 'facts', 'verify', 'run', 'ship', 'show_run',
+           'compare_runs', 'parser', 'main']
 
 # %% ../nbs/07_run.ipynb #051ece5a
-import argparse, contextlib, hashlib, json, os, re, shutil, sys, time, warnings
+import argparse, contextlib, hashlib, json, math, os, re, shutil, sys, time, warnings
 from pathlib import Path
 
 # %% ../nbs/07_run.ipynb #5c16b453
@@ -417,6 +417,29 @@ def show_run(folder:Path|str,      # of a finished run
             if cell["cell_type"] == "code": cell["outputs"] = list(filter(None, map(kept, executed.get("".join(cell["source"]), []))))
         (nbs / path.name).write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
+# %% ../nbs/07_run.ipynb #0cbb0d59
+def compare_runs(run:Path|str,       # a run's folder, or a results.json
+                 reference:Path|str  # another
+                ) -> list:           # (difference in units of its error, chapter, name, number here, number there), the largest first
+    "The numbers with errors that two runs share. Raises OmnijetError where there is no results.json."
+    def numbers(path):
+        path = Path(path)
+        if path.is_dir(): path /= "results.json"
+        try: return {(chapter, name): n for chapter, found in json.loads(path.read_text(encoding="utf-8"))["chapters"].items()
+                     for name, n in found["numbers"].items() if n["error"]}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error: raise _error(f"{path}: not the results of a run ({error!r})") from error
+    here, there = numbers(run), numbers(reference)
+    both = [((here[k]["value"] - there[k]["value"]) / math.hypot(here[k]["error"], there[k]["error"]), *k, here[k], there[k]) for k in here if k in there]
+    return sorted(both, key=lambda row: -abs(row[0]))
+
+def _compare(a):
+    found = compare_runs(a.run, a.reference)
+    if not found: raise _error(f"{a.run} and {a.reference} have no number with an error in common")
+    for sigmas, chapter, name, here, there in found:
+        if abs(sigmas) > 2: print(f"{sigmas:+6.1f}  {chapter} {name}: " + " against ".join(f"{n['value']:.4g} ± {n['error']:.2g}" for n in (here, there)))
+    below = [sum(abs(row[0]) < n for row in found) / len(found) for n in (1, 2)]
+    print(f"{len(found)} numbers in both: {below[0]:.0%} within one error of their difference (68 % expected), {below[1]:.0%} within two (95 %)")
+
 # %% ../nbs/07_run.ipynb #705fc990
 def _ship(a):
     for folder in ship(a.run): print(folder)
@@ -511,6 +534,10 @@ def parser() -> argparse.ArgumentParser:
 
     add = command("ship", _ship, "put a run's models where from_pretrained finds the shipped ones, its figures and outputs into the clone")
     add("run", help="folder of a finished run, e.g. runs/laptop")
+
+    add = command("compare", _compare, "compare the numbers of a run with those of another")
+    add("run", help="folder of a run, or a results.json")
+    add("reference", nargs="?", default="figures", help="another")
 
     add = command("bench", _bench, "print throughputs and ratios")
     add("what", choices=list(BENCHES))
