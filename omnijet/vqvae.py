@@ -41,7 +41,6 @@ def nearest(
     return torch.cat([torch.addmm(square, chunk, codebook.T, alpha=-2).argmin(1) for chunk in chunks])
 
 
-@torch.compiler.disable
 def _nearest_by_tree(z, codebook):
     from scipy.spatial import cKDTree
 
@@ -129,6 +128,7 @@ def _mse(a, b, weight):
 
 
 @patch
+@torch.compiler.disable            # how many rows there are and which codes are dead depends on the data
 def forward(
     self: VectorQuant,
     z: torch.Tensor,            # (…, F) encoder outputs

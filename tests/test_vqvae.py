@@ -10,6 +10,7 @@ import torch
 
 from omnijet.data import OmnijetError, Ragged, read_metadata, read_tokens, sample_jets, to_columns, write_columns
 from omnijet.gpt import load_tokens
+from omnijet.training import TrainingConfig, train
 from omnijet.vqvae import (MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, mass_resolution,
                            nearest, new_tokenizer, read_gabbro, tokenize_files)
 
@@ -151,6 +152,20 @@ def test_alone_padded_to_128_and_beside_longer_jets(conditional, codebook_size):
     for i in range(4):
         assert torch.equal(codes[i], alone[i][1][0])
         torch.testing.assert_close(reconstruction[i], alone[i][2][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_same():
+    "Dead codes replaced on the way, as in presets with `tokenizer_compile`."
+    data = Ragged.from_jets(sample_jets(["ZJetsToNuNu", "TTBar"])[::8])
+    histories = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        model = VQVAE(codebook_size=64, width=16, blocks=1, heads=2, replace_freq=2)
+        histories.append(train(model, data, data[:50], TrainingConfig(epochs=2, batch_size=32, compile=compiled), progress=False))
+    for plain, compiled in zip(*histories):
+        assert plain["train_codes_replaced"] == compiled["train_codes_replaced"] > 0
+        assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4) and compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])
