@@ -138,9 +138,9 @@ class _NextToken(torch.autograd.Function):
         for part in range(0, len(x), chunk):
             rows = slice(part, part + chunk)
             score, target = product(x[rows], weight, bias), targets[rows, None]   # (chunk, V), (chunk, 1)
-            best, where = score.max(-1, keepdim=True)
             p = score.softmax(-1)
-            total += ((best - score.gather(1, target)).to(exact) - p.gather(1, where).to(exact).log()).sum()
+            best = score.amax(-1, keepdim=True), p.amax(-1, keepdim=True)        # of the likeliest token, whose probability is never 0
+            total += ((best[0] - score.gather(1, target)).to(exact) - best[1].to(exact).log()).sum()
             slope = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))    # d (sum of the losses) / d score: softmax − one-hot
             gradients[0][rows] = product(slope, weight.T)
             gradients[1] += product(x[rows].T, slope.T)
