@@ -133,14 +133,15 @@ class _NextToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, targets, chunk):                          # (N, W), (V, W), (V,), (N,)
         exact = torch.promote_types(x.dtype, torch.float32)
-        total, gradients = x.new_zeros((), dtype=exact), [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight.T, bias)]   # that of weight as (W, V): products without copies
+        total = x.new_zeros((), dtype=exact)
+        gradients = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight.T, bias)]   # that of weight as (W, V): products without copies
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         for part in range(0, len(x), chunk):
             rows = slice(part, part + chunk)
             score, target = product(x[rows], weight, bias), targets[rows, None]   # (chunk, V), (chunk, 1)
             p = score.softmax(-1)
-            best = score.amax(-1, keepdim=True), p.amax(-1, keepdim=True)        # of the likeliest token, whose probability is never 0
-            total += ((best[0] - score.gather(1, target)).to(exact) - best[1].to(exact).log()).sum()
+            best, p_best = score.amax(-1, keepdim=True), p.amax(-1, keepdim=True)   # of the likeliest token, whose probability is never 0
+            total += ((best - score.gather(1, target)).to(exact) - p_best.to(exact).log()).sum()
             slope = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))    # d (sum of the losses) / d score: softmax − one-hot
             gradients[0][rows] = product(slope, weight.T)
             gradients[1] += product(x[rows].T, slope.T)
@@ -187,6 +188,7 @@ def sample(scores:torch.Tensor,  # (B, V) unnormalized log-probabilities
            temperature:float=1.0, top_k:int|None=None, top_p:float|None=None) -> torch.Tensor:
     "A token (B,) for each row, drawn from softmax(scores / temperature), cut to `top_k` and `top_p`."
     if temperature == 0: return scores.argmax(-1)
+    if temperature != 1 or top_k is not None or top_p is not None: scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores / temperature if temperature != 1 else scores
     if top_k is not None and top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -math.inf)
@@ -203,9 +205,10 @@ def _search(share, goal):
     place = torch.searchsorted(total, goal, right=True)
     return place, F.pad(total, (1, 0)).gather(1, place)
 
-def _draw(p, u, group:int=128):
+def _draw(p, u):
     "Tokens (B, 1) drawn with probabilities in proportion to `p` (B, V) by `u` (B, 1): first a group of neighbours, then one of them."
-    V, whole, exact = p.shape[1], p.shape[1] // group * group, torch.promote_types(p.dtype, torch.float32)
+    V, group, exact = p.shape[1], 128, torch.promote_types(p.dtype, torch.float32)
+    whole = V // group * group
     groups = [p[:, :whole].unflatten(1, (whole // group, group)).sum(-1, dtype=exact), p[:, whole:].sum(-1, keepdim=True, dtype=exact)]
     groups = torch.cat(groups, 1)                                                  # (B, n)
     goal = u.to(exact) * groups.sum(-1, keepdim=True)

@@ -364,6 +364,7 @@ def _card(name:str, what:str, config:dict, numbers:dict, run:dict) -> str:
                       *(f"| {k} | {v} |" for k, v in made.items() if v is not None), "", "| on test jets | reached | jets | paper |", "|---|---|---|---|", *rows, "",
                       *goals, *[""] * bool(goals), f"What limits it: the jets and steps above, on {made['device']}. The paper (arXiv:2403.05618) trained wider models on GPUs with millions of jets of JetClass.", ""])
 
+# %% ../nbs/07_run.ipynb #48be47bf
 def ship(folder:Path|str,     # of a finished run
          shelf:Path|str=None, # where to; default: the package's `pretrained`
         ) -> list[Path]:      # the models' folders
@@ -426,7 +427,7 @@ def compare_runs(run:Path|str,       # a run's folder, or a results.json
         path = Path(path)
         if path.is_dir(): path /= "results.json"
         try: return {(chapter, name): n for chapter, found in json.loads(path.read_text(encoding="utf-8"))["chapters"].items()
-                     for name, n in found["numbers"].items() if n["error"]}
+                     for name, n in found["numbers"].items() if (n["error"] or 0) > 0}
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error: raise _error(f"{path}: not the results of a run ({error!r})") from error
     here, there = numbers(run), numbers(reference)
     both = [((here[k]["value"] - there[k]["value"]) / math.hypot(here[k]["error"], there[k]["error"]), *k, here[k], there[k]) for k in here if k in there]

@@ -195,6 +195,23 @@ def test_the_token_drawn_is_the_first_whose_cumulative_probability_exceeds_u(tok
     assert (goal < total[rows, drawn] + rounding).all() and (goal > total[rows, drawn] - p[rows, drawn] - rounding).all()
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"top_k": 500}, {"top_p": 0.9}])
+def test_options_of_sampling_in_bfloat16(options):
+    "Sums over thousands of tokens are taken in float32: the tokens drawn are those of the same scores in float32."
+    torch.manual_seed(4)
+    scores, u = 2 * torch.randn(1, 8194).bfloat16(), torch.rand(4000, dtype=torch.double)
+    assert torch.equal(*(sample(s.expand(4000, -1), u, **options) for s in (scores, scores.float())))
+
+
+def test_sampling_in_bfloat16():
+    "Without options, the probabilities themselves are rounded, and nothing else: u lies in the token's share of the exact sum, to 0.002."
+    torch.manual_seed(5)
+    scores, u = 2 * torch.randn(1, 8194).bfloat16(), torch.rand(4000, dtype=torch.double)
+    p = scores.double().softmax(-1)[0]
+    total, drawn = p.cumsum(0), sample(scores.expand(4000, -1), u)
+    assert ((u < total[drawn] + 0.002) & (u > total[drawn] - p[drawn] - 0.002)).all()
+
+
 def test_saved_and_loaded(tmp_path):
     model = small().float()
     model.save_pretrained(tmp_path / "model")

@@ -170,8 +170,6 @@ def test_compiled_training_is_the_same():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_loss_ignores_padding(training):
-    from omnijet.data import Ragged
-
     sequences = Ragged.from_jets(ak.zip({"constituents": some_jets([7, 40, 23])}, depth_limit=1))
     results = []
     for length in (None, 128):
@@ -268,9 +266,6 @@ def test_names_of_tokenizers():
 
 
 def test_a_tokenizer_learns():
-    from omnijet.data import Ragged
-    from omnijet.training import TrainingConfig, train
-
     jets = ak.zip({"constituents": some_jets([10, 20, 30] * 60)}, depth_limit=1)
     model = new_tokenizer("conditional-256", width=16, blocks=1, heads=2)
     before = mass_resolution(model, jets, bootstrap=0)
