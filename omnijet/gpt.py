@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Vocabulary', 'Cache', 'attend', 'Attention', 'Block', 'Backbone', 'next_token_loss', 'uniforms', 'sample',
-           'GenerativeModel', 'code_features', 'start_from', 'generate', 'from_gabbro', 'surprise', 'perplexity',
-           'perplexity_by_position', 'load_tokens', 'bench_training', 'bench_generation', 'bench']
+           'GenerativeModel', 'code_features', 'start_from', 'check_sampling', 'generate', 'from_gabbro', 'surprise',
+           'perplexity', 'perplexity_by_position', 'load_tokens']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
-import math, time
+import math
 from pathlib import Path
 
 import awkward as ak
@@ -19,9 +19,14 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, class_indices, need, number, read_tokens, record, show
-from .training import Linear, TrainingConfig, batches, device, plot_history, product, train
-from .vqvae import MIRRORS, Saved, _build, _load_state, find_pretrained, load_tokenizer, load_weights, read_config, read_gabbro
+from .files import OmnijetError, run_path
+from .data import CLASSES, Ragged, class_indices, read_tokens
+from .training import batches
+from omnijet.models import (
+    Linear, PretrainedMixin, build_model, find_pretrained, linear, load_state, load_weights,
+    read_config, read_gabbro,
+)
+from .vqvae import MIRRORS
 
 # %% ../nbs/03_gpt.ipynb #97232a38
 class Vocabulary:
@@ -138,13 +143,13 @@ class _NextToken(torch.autograd.Function):
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         for part in range(0, len(x), chunk):
             rows = slice(part, part + chunk)
-            score, target = product(x[rows], weight, bias), targets[rows, None]   # (chunk, V), (chunk, 1)
+            score, target = linear(x[rows], weight, bias), targets[rows, None]   # (chunk, V), (chunk, 1)
             p = score.softmax(-1)
             best, p_best = score.amax(-1, keepdim=True), p.amax(-1, keepdim=True)   # of the likeliest token, whose probability is never 0
             total += ((best - score.gather(1, target)).to(exact) - p_best.to(exact).log()).sum()
             slope = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))    # d (sum of the losses) / d score: softmax − one-hot
-            gradients[0][rows] = product(slope, weight.T)
-            gradients[1] += product(x[rows].T, slope.T)
+            gradients[0][rows] = linear(slope, weight.T)
+            gradients[1] += linear(x[rows].T, slope.T)
             gradients[2] += slope.sum(0)
         for gradient in gradients: gradient /= len(x)
         ctx.save_for_backward(*gradients)
@@ -218,7 +223,7 @@ def _draw(p, u):
     return place * group + inside
 
 # %% ../nbs/03_gpt.ipynb #229e8b97
-class GenerativeModel(Saved, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
+class GenerativeModel(PretrainedMixin, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
                       repo_url="https://github.com/omnijet/omnijet", paper_url="https://arxiv.org/abs/2403.05618"):
     "Backbone with next-token head: the probability of each next token of a jet (sections II C, III B)."
     def __init__(self, codebook_size:int, # K, of the tokenizer
@@ -251,7 +256,7 @@ class GenerativeModel(Saved, nn.Module, PyTorchModelHubMixin, library_name="omni
     def from_pretrained(cls, name):
         "A model from a folder, the name of one that ships with omnijet, or a repository of the Hugging Face hub; raises OmnijetError for anything else."
         folder = find_pretrained(name)
-        return load_weights(_build(cls, read_config(folder, [cls.__name__]), folder), folder)
+        return load_weights(build_model(cls, read_config(folder, [cls.__name__]), folder), folder)
 
 # %% ../nbs/03_gpt.ipynb #397abddf
 def code_features(tokenizer,
@@ -284,7 +289,7 @@ def start_from(self:GenerativeModel,
 GenerativeModel.start_from = start_from
 
 # %% ../nbs/03_gpt.ipynb #5e49385b
-def _check_sampling(model, n, temperature, top_k, top_p, max_constituents, jet_class):
+def check_sampling(model, n, temperature, top_k, top_p, max_constituents, jet_class):
     "Raise OmnijetError for what cannot be sampled; the label of `jet_class`."
     v = model.vocabulary
     if n < 0: raise OmnijetError(f"n is {n}: the number of jets cannot be negative")
@@ -340,7 +345,7 @@ def generate(self:GenerativeModel,
              progress:bool=True,
             ) -> ak.Array:              # (n, var) codes 0 … K − 1, for the tokenizer to decode
     "Draw `n` new jets from the model (section III B). Raises OmnijetError for options out of range."
-    label = _check_sampling(self, n, temperature, top_k, top_p, max_constituents, jet_class)
+    label = check_sampling(self, n, temperature, top_k, top_p, max_constituents, jet_class)
     where = self.head.weight.device
     batch_size = batch_size or (8192 if where.type == "cuda" else 512)
     if batch_size < 1: raise OmnijetError(f"batch_size is {batch_size}, expected at least 1")
@@ -377,7 +382,7 @@ def from_gabbro(cls, path) -> GenerativeModel:
                 ours |= {k.replace(prefix + old, f"backbone.blocks.{i}.{new}"): w for k, w in theirs.items() if k.startswith(prefix + old)}
         model = cls(codebook_size=tokens - 2, width=width, blocks=blocks, heads=heads)
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error: raise OmnijetError(f"{path}: not the weights of a generative model ({error!r})") from error
-    _load_state(model, ours, path)
+    load_state(model, ours, path)
     return model.eval()
 
 GenerativeModel.from_gabbro = classmethod(from_gabbro)
@@ -419,126 +424,8 @@ def load_tokens(run_dir, split:str, # "train", "val" or "test"
                 mirrored:bool=False # also the jets' mirror images
                ) -> Ragged:
     "The tokenized jets of a run, of some classes; raises OmnijetError if there are none."
-    table = read_tokens([need(run_dir, "tokens", name) for name in [split, *("_".join([split, *mirror]) for mirror in MIRRORS if mirrored)]])
+    table = read_tokens([run_path(run_dir, "tokens", name) for name in [split, *("_".join([split, *mirror]) for mirror in MIRRORS if mirrored)]])
     wanted = class_indices(classes)
     tokens = Ragged.from_tokens(table[np.isin(ak.to_numpy(table.label), wanted)])
     if not len(tokens): raise OmnijetError(f"{Path(run_dir) / 'tokens' / split}: no jets of {', '.join(CLASSES[i] for i in wanted)}")
     return tokens
-
-# %% ../nbs/03_gpt.ipynb #06724869
-def _plain_scores(model, tokens, mask=None, dropout=0.0):
-    "Scores (B, L, V) by written-out attention and nn.Linear; tokens (B, L), mask (B, L)."
-    linear = nn.Linear.forward
-    x, L = model.backbone.embedding(tokens), tokens.shape[1]
-    causal = torch.ones(L, L, dtype=torch.bool, device=tokens.device).tril()
-    for block in model.backbone.blocks:
-        q, k, v = (a.unflatten(-1, (model.backbone.heads, -1)).transpose(1, 2) for a in (F.linear(x, w) for w in block.attention.qkv.weight.chunk(3)))   # (B, H, L, W/H)
-        score = q @ k.transpose(2, 3) * k.shape[-1] ** -0.5                        # (B, H, L, L)
-        if mask is not None: score = score.masked_fill(~mask[:, None, None, :], -math.inf)
-        share = F.dropout(score.masked_fill(~causal, -math.inf).softmax(-1), dropout)
-        x = block.norm1(x + linear(block.attention.project, (share @ v).transpose(1, 2).flatten(2)))
-        x = block.norm2(x + linear(block.mlp[2], linear(block.mlp[0], x).relu()))
-    return linear(model.head, x)
-
-def _plain_loss(model, batch):
-    "The loss over all of 128 positions, padding included."
-    read, targets, real = model.vocabulary.sequences(batch["x"], batch["mask"])
-    read, targets, real = (a[:, :128] for a in (read, targets, real))
-    return F.cross_entropy(_plain_scores(model, read, real, dropout=0.1).flatten(0, 1).float(), targets.flatten())
-
-@torch.inference_mode()
-def _plain_generate(model, n):
-    "128 tokens for each of `n` jets, the whole sequence read again for each; what follows a stop token is cut afterwards."
-    tokens = torch.zeros(n, 1, dtype=torch.long, device=model.head.weight.device)
-    for _ in range(128):
-        chances = _plain_scores(model, tokens)[:, -1, 1:].float().softmax(-1)
-        tokens = torch.cat([tokens, torch.multinomial(chances, 1) + 1], 1)
-    return tokens
-
-# %% ../nbs/03_gpt.ipynb #30193b41
-def _seconds(function, device, repeats:int=1) -> float:
-    "The shortest of `repeats` times of `function`, a GPU's work included."
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda": torch.cuda.synchronize()
-        begun = time.perf_counter()
-        function()
-        if device.type == "cuda": torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return min(times)
-
-def _flops(model, positions:int, length:float) -> float:
-    "Floating-point operations of reading `positions` tokens of sequences of mean `length`: two a weight, and causal attention."
-    weights = sum(p.numel() for p in model.parameters()) - model.backbone.embedding.weight.numel()
-    return positions * (2 * weights + 2 * length * model.backbone.width * len(model.backbone.blocks))
-
-def _matrix_rate(where, dtype) -> float:
-    "Floating-point operations a second of one large matrix product, the most the device can give."
-    n = 8192 if where.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=where, dtype=dtype) for _ in range(2))
-    a @ b
-    return 2 * n ** 3 / _seconds(lambda: a @ b, where, repeats=3)
-
-def _bench_model(where, lengths) -> GenerativeModel:
-    "The paper's size, untrained, its stop token as frequent as real jets' are."
-    torch.manual_seed(1)
-    model = GenerativeModel(codebook_size=8192)
-    with torch.no_grad(): model.head.bias[-1] = math.log(8192 / lengths.mean())
-    return model.to(where)
-
-# %% ../nbs/03_gpt.ipynb #6e8540ea
-def bench_training(where, dtype, lengths, batch_size:int, steps:int) -> dict:
-    "Jets a second of forward, backward and Adam, here and in the plain implementation."
-    rng = np.random.default_rng(1)
-    lengths = rng.permutation(lengths)[:batch_size * steps]
-    data = Ragged(rng.integers(0, 8192, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
-    ours = list(batches(data, batch_size, shuffle=True, device=where))
-    padded = [{k: torch.from_numpy(v).to(where) for k, v in data.pad(slice(i, i + batch_size), length=128).items()} for i in range(0, 3 * batch_size, batch_size)]
-    model = _bench_model(where, lengths)
-    optimizers = {fused: torch.optim.Adam(model.parameters(), 1e-3, fused=fused) for fused in (True, False)}      # as `train` has it; as it comes
-    def train_on(batches, loss, optimizer):
-        for batch in batches:
-            with torch.autocast(where.type, torch.bfloat16, enabled=dtype == torch.bfloat16): value = loss(batch)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-    def rate(batches, loss, fused):                                                # jets/s
-        train_on(batches[:2], loss, optimizers[fused])                             # warm up
-        return sum(len(b["mask"]) for b in batches) / _seconds(lambda: train_on(batches, loss, optimizers[fused]), where)
-    if where.type == "cuda": torch.cuda.reset_peak_memory_stats()
-    result = {"training [jets/s]": rate(ours, lambda batch: model.loss(batch)["loss"], True)}
-    if where.type == "cuda": result["training, peak memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
-    jets, positions = sum(len(b["mask"]) for b in ours), sum(int(b["mask"].sum()) + len(b["mask"]) for b in ours)
-    result["training, share of the device's matrix rate"] = 3 * _flops(model, positions, positions / jets) / jets * result["training [jets/s]"] / _matrix_rate(where, dtype)
-    result["plain training [jets/s]"] = rate(padded, lambda batch: _plain_loss(model, batch), False)
-    return result | {"training, ratio": result["training [jets/s]"] / result["plain training [jets/s]"]}
-
-# %% ../nbs/03_gpt.ipynb #eb00150b
-def bench_generation(where, dtype, lengths, n:int, plain_n:int) -> dict:
-    "Jets a second, here and in the plain implementation."
-    model = _bench_model(where, lengths).to(dtype).eval()
-    model.generate(min(n, 64), progress=False)                                     # warm up
-    if where.type == "cuda": torch.cuda.reset_peak_memory_stats()
-    made = []
-    result = {"generation [jets/s]": n / _seconds(lambda: made.append(model.generate(n, progress=False)), where)}
-    if where.type == "cuda": result["generation, peak memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
-    mean = float(ak.mean(ak.num(made[0])))
-    result["generation, mean constituents"] = mean
-    result["generation, share of the device's matrix rate"] = _flops(model, 1 + mean, 1 + mean) * result["generation [jets/s]"] / _matrix_rate(where, dtype)
-    result["plain generation [jets/s]"] = plain_n / _seconds(lambda: _plain_generate(model, plain_n), where)
-    return result | {"generation, ratio": result["generation [jets/s]"] / result["plain generation [jets/s]"]}
-
-# %% ../nbs/03_gpt.ipynb #adade0d0
-def bench(where=None) -> dict: # where: a torch device; None: the best there is
-    "Speed of training and generation against the plain implementation at the paper's size; prints and returns it."
-    from omnijet.data import sample_jets
-    where = device() if where is None else torch.device(where)
-    lengths = ak.to_numpy(ak.num(sample_jets(["ZJetsToNuNu", "TTBar"]).constituents.pt))
-    gpu = where.type == "cuda"
-    print(f"{torch.cuda.get_device_name(where) if gpu else f'CPU, {torch.get_num_threads()} threads'}; real jets have {lengths.mean():.1f} constituents")
-    result = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        found = bench_training(where, dtype, lengths, *((512, 40) if gpu else (64, 31))) | bench_generation(where, dtype, lengths, *((65536, 256) if gpu else (2048, 8)))
-        for name, value in found.items(): print(f"{str(dtype)[6:]:9} {name:55} {value:12.4g}")
-        result |= {f"{str(dtype)[6:]}: {name}": value for name, value in found.items()}
-    return result

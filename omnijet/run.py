@@ -12,7 +12,7 @@ import argparse, contextlib, hashlib, json, math, os, re, shutil, sys, time, war
 from pathlib import Path
 
 # %% ../nbs/07_run.ipynb #5c16b453
-CHAPTERS = ["00_data", "00a_simulation", "00b_observables", "00c_training", "01_vqvae", "02_token_quality", "03_gpt", "04_generation", "05_transfer"]
+CHAPTERS = ["00_data", "00b_simulation", "00c_observables", "00e_training", "01_vqvae", "02_token_quality", "03_gpt", "04_generation", "05_transfer"]
 
 def chapters_dir() -> Path:
     "The folder of the notebooks: `nbs` of a clone, or the copy inside the installed package."
@@ -22,7 +22,7 @@ def chapters_dir() -> Path:
     raise _error(f"no chapters beside the package (looked in {package.parent / 'nbs'} and {package / 'chapters'}): install omnijet again")
 
 def _error(message):
-    from omnijet.data import OmnijetError
+    from omnijet.files import OmnijetError
     return OmnijetError(message)
 
 def read_preset(name:str) -> dict:
@@ -71,8 +71,8 @@ def chapter_parameters(chapter:str) -> dict:
     return found
 
 # %% ../nbs/07_run.ipynb #2f6dbfbc
-READS = {"01_vqvae": ["00a_simulation"], "02_token_quality": ["00a_simulation", "01_vqvae"], "03_gpt": ["01_vqvae"],
-         "04_generation": ["00a_simulation", "01_vqvae", "03_gpt"], "05_transfer": ["00a_simulation", "01_vqvae", "03_gpt"]}
+READS = {"01_vqvae": ["00b_simulation"], "02_token_quality": ["00b_simulation", "01_vqvae"], "03_gpt": ["01_vqvae"],
+         "04_generation": ["00b_simulation", "01_vqvae", "03_gpt"], "05_transfer": ["00b_simulation", "01_vqvae", "03_gpt"]}
 
 WRITES = {"01_vqvae": ["tokenizers", "tokens"], "02_token_quality": ["quality"], "03_gpt": ["backbone", "backbone_single", "backbone_conditional"], "04_generation": ["generated"], "05_transfer": ["transfer"]}
 
@@ -122,15 +122,15 @@ def _alone(folder:Path):
 def facts(preset:str, seed:int) -> dict:
     "What a reader of results.json must know: preset, seed, device, versions, git commit, command, date."
     import torch                                                                    # which knows the device
-    from omnijet.data import origin
+    from omnijet.files import origin
     return {"preset": preset, "seed": seed, **origin(), "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 def _content(path:Path) -> dict:
-    from omnijet.data import _readable
-    with _readable(path): return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    from omnijet.files import readable
+    with readable(path): return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 def _merge(path:Path, **values):
-    from omnijet.data import atomic
+    from omnijet.files import atomic
     content = _content(path)
     with atomic(path) as temporary: Path(temporary).write_text(json.dumps({**content, **values}, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -248,9 +248,9 @@ def run(preset:str="smoke",        # name of a preset, or a YAML file
         chosen = [c for c in CHAPTERS if c in only or c.split("_")[0] in only]
         if len(chosen) != len(set(only)): raise _error(f"no chapters {', '.join(only)}; there are: {', '.join(CHAPTERS)}")
     folder = (Path(runs) / (name or Path(preset).stem)).resolve()
-    from omnijet.data import _writing, origin
+    from omnijet.files import origin, writing
     os.environ.setdefault("OMNIJET_COMMAND", origin()["command"])                   # what the kernels write is this command's
-    with _alone(folder), _writing(folder):
+    with _alone(folder), writing(folder):
         for left in list(folder.rglob(".*.tmp*")): shutil.rmtree(left) if left.is_dir() else left.unlink()     # of a run that was killed
         state_path, results = folder / "state.json", folder / "results.json"
         state = _content(state_path)
@@ -270,7 +270,7 @@ def run(preset:str="smoke",        # name of a preset, or a YAML file
             print(f"{title:<28} ", end="", flush=True)
             begun, code = time.perf_counter(), code_print(chapter)
             if force or before.get("code", code) != code:
-                for part in WRITES.get(chapter, []) + ["data"] * (force and chapter == "00a_simulation"): shutil.rmtree(folder / part, ignore_errors=True)
+                for part in WRITES.get(chapter, []) + ["data"] * (force and chapter == "00b_simulation"): shutil.rmtree(folder / part, ignore_errors=True)
             written = _files(folder)
             state[chapter] = {"code": code, "files": before.get("files", {})}
             _merge(state_path, **state)
@@ -300,7 +300,7 @@ def _simulate(a):
                    mantissa_bits=a.mantissa_bits)
 
 def _download(a):
-    from omnijet.data import download
+    from omnijet.files import download
     download(a.split, a.out)
 
 def _tokenize(a):
@@ -371,8 +371,8 @@ def ship(folder:Path|str,     # of a finished run
     "Copy a run's models to where `from_pretrained` finds the shipped ones, with a card each; those that the run lacks are named."
     import torch
     from safetensors.torch import save_file
-    from omnijet.data import atomic
-    from omnijet.vqvae import read_weights
+    from omnijet.files import atomic
+    from omnijet.files import read_weights
     folder, shelf = Path(folder), Path(shelf or Path(sys.modules["omnijet"].__file__).parent / "pretrained")
     run, done = _content(folder / "results.json"), []
     if not run: raise _error(f"{folder}: not a run, it has no results.json")
@@ -557,7 +557,7 @@ def main(arguments:list[str]|None=None) -> int:
         print("omnijet: interrupted; the same command continues", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        from omnijet.data import OmnijetError
+        from omnijet.files import OmnijetError
         if not isinstance(error, (OmnijetError, OSError)): raise
         print(f"omnijet: {error}", file=sys.stderr)
         return 1

@@ -6,11 +6,10 @@
 __all__ = ['QUALITY', 'UNITS', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'check_together', 'code_reconstructions',
            'occupied_cells', 'coverage', 'plot_coverage', 'measure', 'resolutions', 'compare_tokenizers',
            'plot_resolution', 'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention',
-           'Transformer', 'Tagger', 'train_tagger', 'predict', 'auc', 'auc_with_error', 'evaluate', 'score_trainings',
-           'accuracy_lost', 'plot_accuracy', 'plot_confusion', 'run_tokenizers', 'class_jets', 'matching_bins']
+           'Transformer', 'Tagger', 'train_tagger', 'predict', 'evaluate', 'score_trainings', 'accuracy_lost',
+           'plot_accuracy', 'plot_confusion', 'run_tokenizers', 'class_jets', 'matching_bins']
 
 # %% ../nbs/02_token_quality.ipynb #d0abe00b
-import json
 import warnings
 import zlib
 from pathlib import Path
@@ -21,10 +20,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import CLASS_NAMES, CLASSES, FeatureScaling, OmnijetError, Ragged, atomic, need, number, read_jets, record, sample_jets, show
-from .observables import OBSERVABLES, bin_edges, color, compare, observables, resolution, save_figure, style
-from .training import Linear, TrainingConfig, batches, device, train
-from .vqvae import VQVAE, BinnedTokenizer, NormFormerBlock, load_tokenizer
+from .files import OmnijetError, run_path
+from .data import CLASSES, CLASS_NAMES, FeatureScaling, Ragged, read_jets
+from .observables import OBSERVABLES, bin_edges, color, compare, observables
+from .statistics import auc, resolution
+from .training import TrainingConfig, batches, device, train
+from .models import Linear
+from .vqvae import NormFormerBlock, VQVAE, load_tokenizer
 
 # %% ../nbs/02_token_quality.ipynb #f2dfa748
 def open_tokenizer(
@@ -371,25 +373,7 @@ def predict(tagger, data, batch_size:int=1024)->np.ndarray:
     for batch in batches(data, batch_size, device=where): result[batch["index"].cpu().numpy()] = tagger(batch["x"], batch["mask"]).softmax(1).float().cpu().numpy()
     return result
 
-# %% ../nbs/02_token_quality.ipynb #7d5e82f9
-def auc(
-    scores, # (n,)
-    positive, # (n,) bool
-)->float:
-    """Area under the ROC curve, ties counted half; NaN if one side is empty."""
-    from scipy.stats import rankdata
-    n = int(positive.sum())
-    if n in (0, len(positive)): return float("nan")
-    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
-
-def auc_with_error(scores:np.ndarray,   # (n,)
-                   positive:np.ndarray  # (n,) bool
-                  ) -> tuple:
-    "Area under the ROC curve and DeLong's error of it (Biometrics 44 (1988) 837)."
-    a, b = np.sort(scores[positive]), np.sort(scores[~positive])
-    below = lambda x, y: (np.searchsorted(y, x, "left") + np.searchsorted(y, x, "right")) / 2 / len(y)   # the share of y below each x, ties half
-    return auc(scores, positive), float(np.sqrt(below(a, b).var(ddof=1) / len(a) + below(b, a).var(ddof=1) / len(b)))
-
+# %% ../nbs/02_token_quality.ipynb #da9e6834
 def evaluate(
     probabilities, # (n, 10)
     labels, # (n,)
@@ -491,7 +475,7 @@ def run_tokenizers(
 )->dict: # {name: tokenizer}, by kind and size
     """Every tokenizer in `run_dir/tokenizers`; one that cannot be opened is named in a warning. Raises OmnijetError if there is none."""
     tokenizers = {}
-    for folder in need(run_dir, "tokenizers", chapter="01_vqvae").iterdir():
+    for folder in run_path(run_dir, "tokenizers", chapter="01_vqvae").iterdir():
         if not folder.is_dir() or folder.name.startswith("."): continue
         try: tokenizers[folder.name] = open_tokenizer(folder)
         except OmnijetError as error: warnings.warn(f"{folder.name} is left out: {error}", stacklevel=2)
@@ -506,7 +490,7 @@ def class_jets(
     max_jets:int, # of each class
 ): # jets, class after class
     """Equally many jets of each class of a run, as far as it has them; a class that it lacks is named in a warning."""
-    found, folder = [], need(run_dir, "data", split, chapter="00a_simulation")
+    found, folder = [], run_path(run_dir, "data", split, chapter="00b_simulation")
     for name in CLASSES:
         try: found.append(read_jets(folder, classes=[name], max_jets=max_jets))
         except OmnijetError as error: warnings.warn(str(error), stacklevel=2)

@@ -12,7 +12,7 @@ __all__ = ['STRATEGIES', 'MEMORY', 'PAPER', 'METRICS', 'ClassificationHead', 'cl
 # %% ../nbs/05_transfer.ipynb #21539ef6
 import copy, functools, hashlib, itertools, json, multiprocessing, os, shutil, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import awkward as ak
@@ -24,13 +24,18 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import CLASSES, CLASS_NAMES, OmnijetError, Ragged, atomic, class_indices, make_folder, origin, read_jets
-from .training import Linear, TrainingConfig, batches, device, train
+from .files import OmnijetError, atomic, make_folder, origin
+from .data import CLASSES, CLASS_NAMES, Ragged, class_indices, read_jets
 from .simulation import leave_with_parent
-from .observables import color, save_figure, style
-from .token_quality import auc_with_error
+from .observables import color
+from .statistics import auc_with_error
+from .training import TrainingConfig, batches, device, train
+from omnijet.models import (
+    Linear, PretrainedMixin, build_checked, find_pretrained, load_weights, read_config,
+    save_model,
+)
+from .vqvae import load_tokenizer
 from .gpt import Backbone, GenerativeModel, Vocabulary, load_tokens
-from .vqvae import Saved, find_pretrained, fitting, load_tokenizer, load_weights, read_config, save_model, tokenize_files
 
 # %% ../nbs/05_transfer.ipynb #dcd6e00d
 class ClassificationHead(nn.Module):
@@ -109,7 +114,7 @@ def backbone_shape(backbone:Backbone) -> dict:
     "What `Backbone(**shape)` needs to make one like it."
     return {"vocabulary_size": backbone.embedding.num_embeddings, "width": backbone.width, "blocks": len(backbone.blocks), "heads": backbone.heads}
 
-class JetClassifier(Saved, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
+class JetClassifier(PretrainedMixin, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "omnijet"],
                     repo_url="https://github.com/omnijet/omnijet", paper_url="https://arxiv.org/abs/2403.05618"):
     """A backbone and a classification head (paper, section III C); it reads a tokenizer's codes.
 
@@ -161,7 +166,7 @@ class JetClassifier(Saved, nn.Module, PyTorchModelHubMixin, library_name="omnije
         folder = find_pretrained(name)
         config = read_config(folder, [cls.__name__])
         make = lambda: cls(Backbone(**config["backbone"]), classes=config["classes"], codebook_size=config["codebook_size"])
-        return load_weights(fitting(make, folder), folder)
+        return load_weights(build_checked(make, folder), folder)
 
 # %% ../nbs/05_transfer.ipynb #383c33c4
 def as_codes(tokens, codebook_size:int) -> Ragged:
@@ -402,7 +407,7 @@ def sweep(backbone,                   # folder or name of a GenerativeModel
     waiting = [task for task in tasks if not _finished(task)]
     make_folder(out)
     if waiting:
-        from omnijet.transfer import train_one           # by their module: other processes cannot look into a notebook
+# by their module: other processes cannot look into a notebook
         pool = executor or ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn"), initializer=leave_with_parent)
         try:
             futures = {pool.submit(train_one, task): task for task in waiting}

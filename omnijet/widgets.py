@@ -7,7 +7,7 @@ __all__ = ['INK', 'FAINT', 'ORIGINAL', 'RECONSTRUCTED', 'GREY', 'ETA', 'PHI', 'S
            'jet_panel', 'paint', 'picture', 'Canvas', 'link', 'saved', 'save_buttons', 'Work', 'headless', 'note',
            'observables_table', 'JetBrowser', 'latent_plane', 'CodeUse', 'code_panels', 'use_panel', 'contexts_panel',
            'TokenExplorer', 'Growing', 'expected_panel', 'growing_panel', 'histogram_panel', 'generated_panels',
-           'GenerationPlayground', 'read_sweep', 'sweep_panel', 'score_panel', 'read_test', 'TransferExplorer', 'bench']
+           'GenerationPlayground', 'read_sweep', 'sweep_panel', 'score_panel', 'read_test', 'TransferExplorer']
 
 # %% ../nbs/06_widgets.ipynb #c0a762bd
 import atexit, io, json, os, re, threading, time
@@ -21,11 +21,14 @@ import torch
 import traitlets
 from fastcore.basics import patch
 
-from .data import CLASSES, CLASS_NAMES, FEATURES, MAX_CONSTITUENTS, FeatureScaling, OmnijetError, Ragged, need, sample_jets
+from .files import OmnijetError, run_path
+from omnijet.data import (
+    CLASSES, CLASS_NAMES, FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, sample_jets,
+)
 from .observables import PALETTE, color, jet_mass, n_constituents, observables
-from .vqvae import VQVAE, load_tokenizer
+from .vqvae import load_tokenizer
 from .gpt import GenerativeModel, load_tokens, sample, uniforms
-from .transfer import METRICS, STRATEGIES, JetClassifier, over_seeds
+from .transfer import JetClassifier, METRICS, STRATEGIES, over_seeds
 
 # %% ../nbs/06_widgets.ipynb #55527fc7
 INK, FAINT = "ink", "faint"                     # colours of the theme: of text, dark on a light page, light on a dark one; and near to the page
@@ -1089,7 +1092,7 @@ def GenerationPlayground(model=SHIPPED["backbone"],           # a GenerativeMode
 # %% ../nbs/06_widgets.ipynb #3d4303ed
 def read_sweep(run_dir) -> list: # one dict a training, with `folder`
     "What the trainings of a sweep reached, from `run_dir`/transfer; raises OmnijetError if there are none."
-    folder = need(run_dir, "transfer", chapter="05_transfer")
+    folder = run_path(run_dir, "transfer", chapter="05_transfer")
     results = [{**json.loads(path.read_text()), "folder": str(path.parent)} for path in sorted(folder.glob("*_seed*/result.json"))]
     if not results: raise OmnijetError(f"{folder}: no finished training (…_seed…/result.json): run chapter 05_transfer first")
     return results
@@ -1190,40 +1193,3 @@ def TransferExplorer(results="../runs/smoke", # a run folder, or what `sweep` re
         if not results: raise OmnijetError("there are no trainings")
     except OmnijetError as error: return note(error, "Give a run folder: <code>TransferExplorer('runs/smoke')</code> after <code>omnijet run</code>.")
     return picture(sweep_panel(results, "accuracy", list(STRATEGIES))[0]) if headless() else _TransferExplorer(results, run_dir)
-
-# %% ../nbs/06_widgets.ipynb #961de1b0
-def bench(codebook_size:int=8192, # of the untrained tokenizer
-          repeats:int=10,
-         ) -> dict:               # {what: (median, fastest, slowest)} in ms
-    "Print and return what the user waits for, without the browser's share."
-    tokenizer, model = SHIPPED["its tokenizer"], SHIPPED["backbone"]
-    try: load_tokenizer(tokenizer), GenerativeModel.from_pretrained(model)
-    except OmnijetError as error:
-        print(f"{error}; untrained models of the paper's size instead")
-        torch.manual_seed(1)
-        tokenizer, model = VQVAE(codebook_size).eval(), GenerativeModel(codebook_size).eval()
-        tokenizer.quantizer.codebook.weight.data *= 0.3                              # spread over the encoder's outputs
-    result, rng = {}, np.random.default_rng(1)
-    def timed(name, function):
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            out = function()
-            times.append(1000 * (time.perf_counter() - start))
-            if hasattr(out, "work"): out.work.stop(), out.work.wait()                # what follows the first picture
-        result[name] = np.median(times), min(times), max(times)
-        print("{:55s} {:6.0f} ms ({:.0f}–{:.0f})".format(name, *result[name]))
-        return out
-    load = lambda: GenerativeModel.from_pretrained(model) if isinstance(model, str) else model
-    _JetBrowser(sample_jets(max_jets=1), _tokenizer(tokenizer))                      # libraries are loaded
-    timed("JetBrowser, first picture", lambda: _JetBrowser(sample_jets(), _tokenizer(tokenizer)))
-    timed("TokenExplorer, first picture", lambda: _TokenExplorer(_tokenizer(tokenizer), sample_jets()))
-    explorer = _TokenExplorer(_tokenizer(tokenizer), sample_jets(max_jets=100))
-    explorer.work.wait()                                                             # all jets count in the details
-    seen = np.flatnonzero(explorer.use.count)
-    timed("TokenExplorer, hover", lambda: setattr(explorer.scatters[0], "hover", int(rng.choice(seen))))
-    playground = timed("GenerationPlayground, first picture", lambda: _GenerationPlayground(load(), _tokenizer(tokenizer), sample_jets(max_jets=300)))
-    timed(f"GenerationPlayground, step, constituents 1–{2 * repeats}", lambda: (playground.growing.add(2), playground.step()) if not playground.growing.finished else playground.new())
-    playground.growing.codes, playground.growing.finished = [1] * 110, False
-    timed("GenerationPlayground, picture at 110 constituents", playground.show)
-    return result

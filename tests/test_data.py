@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 import omnijet
 from omnijet import data
-from omnijet.data import (AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, JetStream, OmnijetError, Ragged, atomic, data_module,
-                          download, iter_columns, iter_jets, jet_files, momenta, need, number, origin, read_jets, read_metadata, read_tokens,
-                          record, sample_jets, show, to_columns, to_jets, write_columns, write_tokens)
+from omnijet.data import AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, Ragged, iter_jets, jet_files, momenta, read_jets, read_tokens, sample_jets, to_columns, to_jets, write_tokens
+from omnijet.training import JetStream, data_module
+from omnijet.files import OmnijetError, atomic, download, iter_columns, run_path, origin, read_metadata, write_columns
+from omnijet.statistics import number, record, show
 
 
 @pytest.fixture(scope="session")
@@ -773,4 +774,4 @@ def test_results(tmp_path):
     with pytest.raises(OmnijetError, match="results.json: cannot be read"):
         record(tmp_path, "01_vqvae", {})
     with pytest.raises(OmnijetError, match="run chapter 03_gpt first"):
-        need(tmp_path, "backbone", chapter="03_gpt")
+        run_path(tmp_path, "backbone", chapter="03_gpt")

@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy, wasserstein_distance
 
-from omnijet.data import OmnijetError, Ragged, read_jets, read_metadata, read_tokens
-from omnijet.generation import (FlowMatching, classifier_test, generate_files, mixture, nearest_distance, pt_map, quantile_kl,
-                                share_of_copies, w1, w1_with_error)
+from omnijet.files import OmnijetError, read_metadata
+from omnijet.data import Ragged, read_jets, read_tokens
+from omnijet.flow_matching import FlowMatching
+from omnijet.generation import classifier_test, generate_files, mixture, nearest_distance, pt_map, share_of_copies
+from omnijet.statistics import quantile_kl, w1, w1_with_error
 from omnijet.gpt import GenerativeModel
-from omnijet.token_quality import auc_with_error
+from omnijet.statistics import auc_with_error
 from omnijet.vqvae import BinnedTokenizer
 
 

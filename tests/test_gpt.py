@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import chisquare
 
-from omnijet.data import OmnijetError, Ragged
+from omnijet.files import OmnijetError
+from omnijet.data import Ragged
 from omnijet.gpt import Cache, GenerativeModel, Vocabulary, attend, load_tokens, next_token_loss, sample, surprise, uniforms
 
 

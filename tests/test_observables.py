@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 
-from omnijet.data import OmnijetError, sample_jets
-from omnijet.observables import (OBSERVABLES, compare, d2, fit_gaussians, jet_eta, jet_mass, jet_pt, n_constituents, n_subjettiness,
-                                 n_subjettiness_written_out, observables, resolution, save_figure)
+from omnijet.files import OmnijetError
+from omnijet.data import sample_jets
+from omnijet.observables import OBSERVABLES, compare, d2, jet_eta, jet_mass, jet_pt, n_constituents, n_subjettiness, n_subjettiness_written_out, observables, save_figure
+from omnijet.statistics import fit_gaussians, resolution
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import omnijet
-from omnijet.data import CLASSES, OmnijetError, sample_jets
+from omnijet.data import CLASSES, sample_jets
+from omnijet.files import OmnijetError
 from omnijet.gpt import GenerativeModel
 from omnijet.observables import jet_mass
 from omnijet.transfer import JetClassifier

@@ -64,15 +64,15 @@ def test_broken_preset(tmp_path):
 
 
 def test_missing_chapter_input_names_the_chapter(tmp_path):
-    from omnijet.data import OmnijetError, need
+    from omnijet.files import OmnijetError, run_path
     with pytest.raises(OmnijetError, match="01_vqvae"):
-        need(tmp_path, "tokens", "train", chapter="01_vqvae")
+        run_path(tmp_path, "tokens", "train", chapter="01_vqvae")
 
 
 def test_failing_cell_is_named_and_its_notebook_kept(tmp_path):
     done = omnijet("run", "--until", "00a", "-p", "n_train_main=-5", cwd=tmp_path)
-    assert done.returncode == 1 and "chapter 00a_simulation, cell" in done.stderr
-    assert (tmp_path / "runs" / "smoke" / "notebooks" / "00a_simulation.ipynb").exists()
+    assert done.returncode == 1 and "chapter 00b_simulation, cell" in done.stderr
+    assert (tmp_path / "runs" / "smoke" / "notebooks" / "00b_simulation.ipynb").exists()
 
 
 def test_root_file_without_the_branches(tmp_path):

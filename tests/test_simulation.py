@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from omnijet import simulation
-from omnijet.data import CLASSES, LABELS, OmnijetError, read_jets, read_metadata
-from omnijet.simulation import (
-    BENDING, FIELD, HALF_LENGTH, HCAL, RADIUS, Particles, cluster, decay_partons, detect, directions, energy_flow, make_shard, propagate, shapes, simulate,
-    simulate_files, stable_particles, start_pythia, tracking_efficiency, truth_matched, two_sample_auc,
-)
+from omnijet.data import CLASSES, LABELS, read_jets
+from omnijet.files import OmnijetError, read_metadata
+from omnijet.simulation import BENDING, FIELD, HALF_LENGTH, HCAL, RADIUS, Particles, cluster, decay_partons, detect, directions, energy_flow, make_shard, propagate, shapes, simulate, simulate_files, stable_particles, start_pythia, tracking_efficiency, truth_matched
+from omnijet.statistics import two_sample_auc
 
 
 def particles(pt, eta, phi, charge, vertex=0.0, mass=0.13957, pdg=211):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from omnijet.data import FeatureScaling, OmnijetError, Ragged, sample_jets
+from omnijet.data import FeatureScaling, Ragged, sample_jets
+from omnijet.files import OmnijetError
 from omnijet.observables import observables
-from omnijet.token_quality import (QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, auc, check_together, class_jets, code_reconstructions,
-                                   compare_tokenizers, coverage, evaluate, matching_bins, measure, occupied_cells, open_tokenizer, plot_class_differences, predict,
-                                   reconstruct, resolutions, run_tokenizers, score_trainings, train_tagger)
+from omnijet.token_quality import QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_jets, code_reconstructions, compare_tokenizers, coverage, evaluate, matching_bins, measure, occupied_cells, open_tokenizer, plot_class_differences, predict, reconstruct, resolutions, run_tokenizers, score_trainings, train_tagger
+from omnijet.statistics import auc
 from omnijet.vqvae import VQVAE, BinnedTokenizer
 
 
@@ -152,7 +152,7 @@ def test_tokenizers_of_a_run(binned, tmp_path):
     binned.save_pretrained(tmp_path / "tokenizers" / "binned-21")
     with pytest.warns(UserWarning, match="conditional-512 is left out"):
         assert list(run_tokenizers(tmp_path)) == ["binned-21"]
-    with pytest.raises(OmnijetError, match="00a_simulation"):
+    with pytest.raises(OmnijetError, match="00b_simulation"):
         class_jets(tmp_path, "test", 10)
 
 

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from omnijet.data import OmnijetError, Ragged
-from omnijet.training import LengthBuckets, Linear, TrainingConfig, train
+from omnijet.files import OmnijetError
+from omnijet.data import Ragged
+from omnijet.training import LengthBuckets, TrainingConfig, train
+from omnijet.models import Linear
 
 
 class Mean(torch.nn.Module):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from omnijet.data import CLASSES, OmnijetError, sample_jets, write_tokens
+from omnijet.data import CLASSES, sample_jets, write_tokens
+from omnijet.files import OmnijetError
 from omnijet.gpt import Backbone, GenerativeModel
 from omnijet.training import TrainingConfig
-from omnijet.transfer import (ClassificationHead, JetClassifier, check_unseen, as_codes, finetune_files, fine_tuning, over_seeds, quality, rejection, sweep,
-                              train_one)
+from omnijet.transfer import ClassificationHead, JetClassifier, check_unseen, as_codes, finetune_files, fine_tuning, over_seeds, quality, rejection, sweep, train_one
 from omnijet.vqvae import BinnedTokenizer
 
 

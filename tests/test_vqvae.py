@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from omnijet.data import OmnijetError, Ragged, read_metadata, read_tokens, sample_jets, to_columns, write_columns
+from omnijet.files import OmnijetError, read_metadata, write_columns
+from omnijet.data import Ragged, read_tokens, sample_jets, to_columns
 from omnijet.gpt import load_tokens
 from omnijet.training import TrainingConfig, train
-from omnijet.vqvae import (MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, find_pretrained, kmeans, load_tokenizer, mass_resolution,
-                           nearest, new_tokenizer, read_gabbro, tokenize_files)
+from omnijet.vqvae import MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, kmeans, load_tokenizer, mass_resolution, nearest, new_tokenizer, tokenize_files
+from omnijet.models import find_pretrained, read_gabbro
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from omnijet import widgets
-from omnijet.data import CLASSES, FEATURES, OmnijetError, sample_folder, sample_jets, write_tokens
+from omnijet.data import CLASSES, FEATURES, sample_folder, sample_jets, write_tokens
+from omnijet.files import OmnijetError
 from omnijet.gpt import GenerativeModel
 from omnijet.transfer import JetClassifier
 from omnijet.vqvae import VQVAE, BinnedTokenizer

@@ -7,7 +7,9 @@ import tasks
 import torch
 from faults import ENV, OMNIJET, disk, fill, finished, plain, read_only, tables, weights
 
-from omnijet.data import OmnijetError, number, record, to_columns, write_columns, write_tokens
+from omnijet.files import OmnijetError, write_columns
+from omnijet.statistics import number, record
+from omnijet.data import to_columns, write_tokens
 from omnijet.gpt import GenerativeModel
 from omnijet.observables import save_figure
 

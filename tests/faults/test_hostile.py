@@ -12,12 +12,13 @@ import torch
 from faults import ROOT
 
 import omnijet
-from omnijet.data import OmnijetError
+from omnijet.files import OmnijetError
 from omnijet.gpt import Backbone, GenerativeModel
 from omnijet.run import read_preset
-from omnijet.training import read_checkpoint, read_weights
+from omnijet.files import read_checkpoint, read_weights
 from omnijet.transfer import JetClassifier
-from omnijet.vqvae import BinnedTokenizer, VQVAE, load_tokenizer, read_gabbro
+from omnijet.vqvae import BinnedTokenizer, VQVAE, load_tokenizer
+from omnijet.models import read_gabbro
 
 
 class Command:

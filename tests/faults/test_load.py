@@ -47,7 +47,8 @@ def test_generating_100_000_jets(tmp_path):
 
 
 def test_reading_200_shards(tmp_path):
-    from omnijet.data import sample_jets, to_columns, write_columns
+    from omnijet.data import sample_jets, to_columns
+    from omnijet.files import write_columns
 
     write_columns(to_columns(sample_jets("TTBar", 200)), tmp_path / "TTBar_000.parquet")
     for index in range(1, 200):

@@ -7,7 +7,8 @@ import tasks
 import torch
 import torch.nn.functional as F
 
-from omnijet.data import OmnijetError, Ragged
+from omnijet.files import OmnijetError
+from omnijet.data import Ragged
 from omnijet.gpt import Backbone, GenerativeModel, next_token_loss
 from omnijet.observables import observables
 from omnijet.training import TrainingConfig, train

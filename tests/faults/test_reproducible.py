@@ -19,7 +19,8 @@ import pytest
 import yaml
 from faults import ENV, OMNIJET, ROOT, finished, plain, tables, weights
 
-from omnijet.data import read_metadata, sample_jets, to_columns, write_columns
+from omnijet.files import read_metadata, write_columns
+from omnijet.data import sample_jets, to_columns
 
 CHAPTERS = "01,02,03,04,05"  # those that train and draw; chapters 00 and 00a count what others made
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")  # 127.0.0.1 and ::1, as /proc/net has them
