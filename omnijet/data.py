@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'LABELS', 'CLASS_NAMES', 'FEATURES', 'MAX_CONSTITUENTS', 'MAX_ANGLE', 'MOMENTA', 'AXIS', 'class_indices',
-           'sample_folder', 'wrap_angle', 'relative', 'to_numpy', 'to_jets', 'to_columns', 'momenta', 'FeatureScaling',
-           'process_of', 'jet_files', 'iter_jets', 'jets_in', 'read_jets', 'sample_jets', 'Ragged', 'write_tokens',
-           'read_tokens']
+           'sample_folder', 'wrap_angle', 'relative', 'cartesian', 'to_numpy', 'to_jets', 'to_columns', 'momenta',
+           'FeatureScaling', 'process_of', 'jet_files', 'iter_jets', 'jets_in', 'read_jets', 'sample_jets', 'Ragged',
+           'write_tokens', 'read_tokens']
 
 # %% ../nbs/00_data.ipynb #7fe85a41
 import os
@@ -83,6 +83,13 @@ def relative(
     with np.errstate(divide="ignore", invalid="ignore"):
         pt = np.hypot(px, py)
         return pt, np.arcsinh(pz / pt) - jet_eta, wrap_angle(np.arctan2(py, px) - jet_phi)
+
+
+def cartesian(
+    pt, eta, phi,  # GeV, and angles in radians
+) -> tuple:  # px, py, pz in GeV
+    "The components of momenta; numpy or awkward arrays."
+    return pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)
 
 # %% ../nbs/00_data.ipynb #971721d3
 def to_numpy(array):
