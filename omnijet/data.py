@@ -189,11 +189,10 @@ def to_jets(
 ) -> ak.Array:  # one record a jet
     """Jets with the paper's cuts and features (section II A, appendix A 1) from JetClass columns.
 
-    Fields: `constituents` (var × {pt, eta_rel, phi_rel}, float32, by falling pt, |eta_rel| and
-    |phi_rel| < 0.8, at most 128), `pt`, `eta`, `phi` (the axis, from the file or of the sum of
-    the constituents), `label` (0–9), `id` (uint64: crc32 of the file's stem in the upper half, the
-    entry in the lower). GeV and radians. Jets without constituents or with momenta that are not
-    finite are left out with a warning. `OmnijetError` for missing columns and wrong labels.
+    Fields: `constituents` (var × {pt, eta_rel, phi_rel}, float32, by falling pt, at most 128),
+    `pt`, `eta`, `phi` (the axis, from the file or of the sum of the constituents), `label` (0–9),
+    `id` (uint64: crc32 of the file's stem, then the entry). GeV and radians. Jets without
+    constituents, or with a NaN or infinity, are left out with a warning.
     """
     jets, left_out = _select(columns, source, start, extra)
     _warn_left_out(source, left_out)
