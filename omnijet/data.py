@@ -205,9 +205,10 @@ def to_columns(jets: ak.Array) -> ak.Array:  # part_px, part_py, part_pz, …_en
     eta, phi = jets.constituents.eta_rel + jets.eta, jets.constituents.phi_rel + jets.phi
     energy = pt * np.cosh(eta)
     components = dict(zip(MOMENTA, cartesian(pt, eta, phi))) | {"part_energy": energy}
-    components |= {"jet_energy": ak.sum(energy, axis=1), "jet_nparticles": ak.num(pt)}
     columns = {name: ak.values_astype(values, np.float32) for name, values in components.items()}
     columns |= {name: jets[name[4:]] for name in AXIS}
+    sums = {"jet_energy": ak.sum(energy, axis=1), "jet_nparticles": ak.num(pt)}
+    columns |= {name: ak.values_astype(values, np.float32) for name, values in sums.items()}
     columns |= {name: jets.label == index for index, name in enumerate(LABELS)}
     return ak.zip(columns, depth_limit=1)
 
