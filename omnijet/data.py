@@ -6,12 +6,14 @@
 __all__ = ['CLASSES', 'LABELS', 'CLASS_NAMES', 'FEATURES', 'MAX_CONSTITUENTS', 'MAX_ANGLE', 'MOMENTA', 'AXIS', 'class_indices',
            'sample_folder', 'wrap_angle', 'cartesian', 'relative', 'to_jets', 'to_columns', 'momenta', 'FeatureScaling',
            'process_of', 'jet_files', 'jets_in', 'iter_jets', 'read_jets', 'sample_jets', 'Ragged', 'write_tokens',
-           'read_tokens', 'ARCHIVES', 'PACKAGES', 'ROW_GROUP', 'SUMS', 'OmnijetError', 'atomic', 'download',
-           'iter_columns', 'make_folder', 'origin', 'read_metadata', 'run_path', 'write_columns']
+           'tokens_in', 'read_tokens', 'to_torch', 'shuffled_stretches', 'count_entries', 'JetStream', 'data_module',
+           'ARCHIVES', 'PACKAGES', 'ROW_GROUP', 'SUMS', 'OmnijetError', 'atomic', 'download', 'iter_columns',
+           'make_folder', 'origin', 'read_metadata', 'run_path', 'write_columns']
 
 # %% ../nbs/00_data.ipynb #7fe85a41
-import os, re, sys, warnings, zlib
+import math, os, re, sys, warnings, zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import awkward as ak
@@ -22,7 +24,8 @@ from tqdm.auto import tqdm
 import omnijet
 from omnijet.files import (
     ARCHIVES, PACKAGES, ROW_GROUP, SUMS, OmnijetError, atomic, download, find_files, iter_columns,
-    make_folder, origin, read_metadata, readable, run_path, to_numpy, write_columns, write_parquet,
+    make_folder, open_columns, origin, read_metadata, readable, run_path, to_numpy, write_columns,
+    write_parquet,
 )
 
 _all_ = ["ARCHIVES", "PACKAGES", "ROW_GROUP", "SUMS", "OmnijetError", "atomic", "download",
@@ -378,6 +381,15 @@ class Ragged:
         content = to_numpy(ak.flatten(table.tokens)).astype(np.int64)
         return cls(content, *_offsets_and_extras(table, table.tokens))
 
+    @classmethod
+    def join(cls, parts):
+        "Several Ragged one after the other, with the extras that all of them have."
+        lengths = np.concatenate([part.lengths for part in parts])
+        extras = {name: np.concatenate([part.extras[name] for part in parts])
+                  for name in parts[0].extras if all(name in part.extras for part in parts)}
+        content = np.concatenate([part.content for part in parts])
+        return cls(content, np.concatenate([[0], np.cumsum(lengths)]), extras)
+
     @property
     def lengths(self):
         "Constituents of each sequence, (n,)."
@@ -442,18 +454,207 @@ def write_tokens(
     write_parquet(ak.zip(table, depth_limit=1), path, facts)
 
 
+def tokens_in(
+    file,
+    **entries,  # start, stop, batch_size: see `iter_columns`
+):  # yields records {tokens: var × int, label, id}
+    "The tokenized jets of one file, a batch at a time."
+    for _, columns in iter_columns(file, ["tokens"], ["label", "id"], **entries):
+        kind = columns.tokens.type.content
+        if not re.fullmatch(r"var \* u?int\d+", str(kind)):
+            what = f"branch tokens is of type {kind}, expected a list of integers"
+            raise OmnijetError(f"{file}: {what}")
+        yield columns
+
+
 def read_tokens(
     path,  # file, folder, glob, or a list of these
 ) -> ak.Array:  # records {tokens: var × int, label, id}
     "Read tokenized jets; `OmnijetError` for a missing or damaged file and for one without tokens."
-    tables = []
-    for file in jet_files(path):
-        for _, columns in iter_columns(file, ["tokens"], ["label", "id"]):
-            kind = columns.tokens.type.content
-            if not re.fullmatch(r"var \* u?int\d+", str(kind)):
-                raise OmnijetError(f"{file}: branch tokens is of type {kind}, "
-                                   "expected a list of integers")
-            tables.append(columns)
+    tables = [part for file in jet_files(path) for part in tokens_in(file)]
     if not tables:
         raise OmnijetError(f"{path}: no tokenized jets")
     return ak.concatenate(tables)
+
+# %% ../nbs/00_data.ipynb #f37a2469
+def to_torch(
+    batch: dict,  # numpy arrays or tensors
+    device="cpu",
+) -> dict:
+    "A batch as tensors on `device` (64-bit ids as int64)."
+    import torch
+
+    def tensor(a):
+        if not isinstance(a, torch.Tensor):
+            a = np.asarray(a)
+            a = torch.from_numpy(a.view(np.int64) if a.dtype == np.uint64 else a)
+        return a.to(device, non_blocking=True)
+
+    return {name: tensor(values) for name, values in batch.items()}
+
+
+
+def shuffled_stretches(
+    entries,  # entries of each file
+    chunk: int,  # neighbouring entries that stay together
+    n: int,  # stretches
+    rng,  # numpy generator
+) -> list:  # of each stretch its pieces (file, start, stop)
+    "All entries of some files as a shuffled line of chunks, cut into `n` equal stretches."
+    pieces = [(file, start, min(start + chunk, size))
+              for file, size in enumerate(entries) for start in range(0, size, chunk)]
+    file, start, stop = rng.permutation(pieces).T
+    last = np.cumsum(stop - start)  # where each chunk ends on the line
+    first = last - (stop - start)
+    bounds = np.arange(n + 1) * last[-1] // n
+    stretches = []
+    for begin, end in zip(bounds[:-1], bounds[1:]):
+        i = np.flatnonzero((last > begin) & (first < end))  # the outer ones in part
+        starts = start[i] + np.maximum(begin - first[i], 0)
+        stops = stop[i] - np.maximum(last[i] - end, 0)
+        stretches.append(list(zip(file[i], starts, stops)))
+    return stretches
+
+# %% ../nbs/00_data.ipynb #2547db0a
+def _read_segment(task):
+    "A segment's sequences and the indices of its batches, as torch's DataLoader makes them."
+    stream, epoch, segment, pieces = task
+    parts = [part for piece in pieces for part in stream.read(*piece)]
+    if not parts:
+        return None, [()] * stream.batches
+    sequences = Ragged.join(parts)
+    rng = np.random.default_rng([stream.seed, epoch, stream.rank, segment])
+    order = rng.permutation(len(sequences))
+    order = order[np.argsort(sequences.lengths[order], kind="stable")]
+    batches = np.array_split(order, stream.batches)
+    rng.shuffle(batches)
+    return sequences, batches
+
+
+def count_entries(
+    file,  # Parquet or ROOT
+) -> int:
+    "How many jets a file has."
+    with open_columns(file) as (n_entries, _, _):
+        return n_entries
+
+# %% ../nbs/00_data.ipynb #f2925c3b
+@dataclass
+class JetStream:
+    """Padded batches from files of any size, in length buckets, every jet once an epoch over ranks.
+
+    An iterable that gives one epoch each time: dicts of tensors as `Ragged.pad` makes them (ids as
+    int64). Every rank gets `len(stream)` batches of at most `batch_size` jets. `state_dict` and
+    `load_state_dict` keep the place. Raises `OmnijetError` as `read_jets`.
+    """
+    path: object  # file, folder, glob, or a list of these
+    batch_size: int = 512  # jets
+    classes: object = None  # only these classes
+    seed: int = 1
+    workers: int = 0  # processes that read ahead; 0: read here
+    rank: int = 0  # this process among those that train together
+    world: int = 1  # how many train together
+    segment: int = 20_000  # jets that are read, shuffled and bucketed together
+    chunk: int = ROW_GROUP  # neighbouring jets that stay in one segment
+    tokens: bool = False  # the files hold tokens, not momenta
+
+    def __post_init__(self):
+        self.files, self.epoch, self.batch = jet_files(self.path, self.classes), 0, 0
+        self.entries = np.array([count_entries(file) for file in self.files])
+        self.sequences = int(self.entries.sum())
+        n = math.ceil(self.sequences / self.world)  # jets of a rank
+        if not (min(n, self.batch_size, self.chunk, self.segment) > 0 <= self.rank < self.world):
+            what = f"{self.sequences} jets in batches of {self.batch_size}"
+            raise OmnijetError(f"{self.path}: {what} for rank {self.rank} of {self.world}")
+        self.segments = math.ceil(n / self.segment)
+        self.batches = math.ceil(math.ceil(n / self.segments) / self.batch_size)  # of a segment
+
+    def __len__(self):
+        return self.segments * self.batches
+
+    def read(self, file, start, stop):
+        "The jets of entries start … stop of a file, as `Ragged` parts."
+        of_file = tokens_in if self.tokens else jets_in
+        for part in of_file(self.files[file], start=int(start), stop=int(stop)):
+            part = part[np.isin(part.label, class_indices(self.classes))]
+            yield Ragged.from_tokens(part) if self.tokens else Ragged.from_jets(part)
+
+    @cached_property
+    def mean_length(self):
+        "Constituents of a jet, as in up to a hundred jets of each of twenty files."
+        some = np.unique(np.linspace(0, len(self.files) - 1, 20).astype(int))
+        parts = [part.lengths for file in some for part in self.read(file, 0, 100)]
+        return float(np.mean(np.concatenate(parts)))
+
+    def plan(self, epoch):
+        "The pieces (file, start, stop) of each segment of this rank."
+        rng, n = np.random.default_rng([self.seed, epoch]), self.segments
+        stretches = shuffled_stretches(self.entries, self.chunk, self.world * n, rng)
+        return stretches[self.rank * n :][:n]
+
+    def __iter__(self):
+        from torch.utils.data import DataLoader
+
+        epoch, skip = self.epoch, self.batch
+        first = skip // self.batches
+        tasks = [(self, epoch, segment, pieces) for segment, pieces in enumerate(self.plan(epoch))]
+        loader = DataLoader(
+            tasks, batch_size=None, num_workers=self.workers, collate_fn=_read_segment,
+            sampler=range(first, self.segments))
+        position, batch = first * self.batches, None
+        for sequences, batches in loader:
+            for index in batches:
+                position += 1
+                if position <= skip:
+                    continue
+                done = position == len(self)
+                self.epoch, self.batch = (epoch + 1, 0) if done else (epoch, position)
+                batch = to_torch(sequences.pad(index)) if len(index) else batch
+                if len(index) or (self.world > 1 and batch):  # ranks stay in step
+                    yield batch
+        self.epoch, self.batch = epoch + 1, 0
+
+    def _identity(self):
+        return {"seed": self.seed, "world": self.world, "batch_size": self.batch_size,
+                "jets": self.sequences, "segment": self.segment, "chunk": self.chunk}
+
+    def checksum(self, crc: int = 0) -> int:
+        "crc32 of the files' names and sizes and of all that decides the order."
+        files = [(file.name, file.stat().st_size) for file in self.files]
+        return zlib.crc32(repr((files, self._identity(), self.classes)).encode(), crc)
+
+    def state_dict(self):
+        "Where this stream is: the epoch and the batches of it already given."
+        return {"epoch": self.epoch, "batch": self.batch, **self._identity()}
+
+    def load_state_dict(self, state):
+        "Go on at a place of `state_dict`; `OmnijetError` if the order would be another one."
+        wrong = [f"{name} {value} (here {here})" for name, here in self._identity().items()
+                 if (value := state.get(name)) != here]
+        if wrong:
+            raise OmnijetError(f"{self.path}: the place was kept for another order of jets: "
+                               f"{', '.join(wrong)}")
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+
+def data_module(
+    train,  # file, folder, glob, or a list of these
+    val=None,  # the same, for validation
+    **options,  # of `JetStream`: batch_size, classes, seed, workers, segment, chunk
+):  # a LightningDataModule
+    "Streams for a Lightning module of your own; each rank of the trainer gets its share."
+    import lightning
+
+    class JetDataModule(lightning.LightningDataModule):
+        def stream(self, path):
+            trainer = self.trainer
+            rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+            return JetStream(path, rank=rank, world=world, **options)
+
+        def train_dataloader(self):
+            return self.stream(train)
+
+        def val_dataloader(self):
+            return [] if val is None else self.stream(val)
+
+    return JetDataModule()
