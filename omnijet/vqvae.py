@@ -7,6 +7,7 @@ __all__ = ['MIRRORS', 'nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'No
            'BinnedTokenizer', 'load_tokenizer', 'tokenize_files', 'new_tokenizer', 'mass_resolution']
 
 # %% ../nbs/01_vqvae.ipynb #62cf0aeb
+from functools import partial
 from pathlib import Path
 
 import awkward as ak
@@ -19,7 +20,8 @@ from tqdm.auto import tqdm
 
 from .files import OmnijetError
 from omnijet.data import (
-    FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, iter_jets, jet_files, process_of, write_tokens,
+    FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, iter_jets, jet_files, process_of,
+    write_tokens,
 )
 from .observables import jet_mass
 from .statistics import resolution
@@ -29,35 +31,27 @@ from omnijet.models import (
 )
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
-def nearest(
-    z: torch.Tensor,         # (N, F)
-    codebook: torch.Tensor,  # (K, F)
-) -> torch.Tensor:           # (N,) int64
+def nearest(z, codebook) -> torch.Tensor:  # (N, F), (K, F) -> (N,) int64
     "The index of the nearest code of each row."
     z, codebook = z.detach().float(), codebook.detach().float()
-    on_cpu = z.device.type == "cpu"
-    if on_cpu and len(codebook) >= 1024:
+    if z.device.type == "cpu" and len(codebook) >= 1024:
         from scipy.spatial import cKDTree
 
         tree = cKDTree(codebook.numpy(), balanced_tree=False, compact_nodes=False)
         return torch.from_numpy(tree.query(z.numpy(), workers=torch.get_num_threads())[1])
     square = (codebook * codebook).sum(1)                              # (K,)
-    chunks = z.split(max(1, 2 ** (21 if on_cpu else 27) // len(codebook)))  # what stays in a cache
-    products = (torch.addmm(square, chunk, codebook.T, alpha=-2) for chunk in chunks)
+    size = (2**21 if z.device.type == "cpu" else 2**27) // len(codebook)  # what stays in a cache
+    products = (torch.addmm(square, part, codebook.T, alpha=-2) for part in z.split(max(1, size)))
     return torch.cat([distances.argmin(1) for distances in products])
 
 # %% ../nbs/01_vqvae.ipynb #0109fb9b
-def kmeans(
-    z: torch.Tensor,  # (N, F)
-    num_codes: int,
-    rounds: int = 10,
-) -> torch.Tensor:    # (num_codes, F)
-    "Centres of clusters (Lloyd's algorithm from random rows); of too few rows: rows, and points near them."
+def kmeans(z, num_codes: int) -> torch.Tensor:  # (N, F) -> (num_codes, F)
+    "Centres of clusters (Lloyd's algorithm); if there are too few rows, these and points nearby."
     if len(z) <= num_codes:
         copies = z[torch.randint(len(z), (num_codes - len(z),), device=z.device)]
         return torch.cat([z, copies + 0.01 * z.std(0, correction=0) * torch.randn_like(copies)])
     centres = z[torch.randperm(len(z), device=z.device)[:num_codes]]
-    for _ in range(rounds):
+    for _ in range(10):
         codes = nearest(z, centres)
         count = torch.bincount(codes, minlength=num_codes)[:, None]    # (K, 1)
         total = torch.zeros_like(centres).index_add_(0, codes, z)      # (K, F)
@@ -82,23 +76,19 @@ class AffineTransform(nn.Module):
 
 
 class VectorQuant(nn.Module):
-    "A codebook that learns: vqtorch's VectorQuant (straight-through, affine, synchronized) with a mask."
+    "A codebook that learns: vqtorch's VectorQuant with a mask. Paper: section II B, appendix A 1."
 
     def __init__(
-        self,
-        feature_size: int,
-        num_codes: int,
-        beta: float = 0.9,         # share of the codebook's side in equation 2, 1 − β is the encoder's
+        self, feature_size: int, num_codes: int,
+        beta: float = 0.9,         # share of the codebook's side in equation 2
         sync_nu: float = 1.0,      # ν: share of the task's gradient that codes get
         affine_lr: float = 2.0,    # λ of the affine map; 0: no map
         replace_freq: int = 10,    # steps without a hit after which a code is replaced; 0: never
         kmeans_init: bool = True,  # start from k-means of the first training batch
     ):
         super().__init__()
-        if not 0 <= beta <= 1:
-            raise OmnijetError(f"beta is {beta}, expected 0 … 1")
-        self.num_codes, self.beta, self.sync_nu = num_codes, beta, sync_nu
-        self.replace_freq = replace_freq
+        self.num_codes, self.replace_freq = num_codes, replace_freq
+        self.beta, self.sync_nu = beta, sync_nu
         self.codebook = nn.Embedding(num_codes, feature_size)
         self.affine_transform = AffineTransform(feature_size, affine_lr) if affine_lr > 0 else None
         if replace_freq > 0:  # steps left to each code
@@ -111,6 +101,7 @@ class VectorQuant(nn.Module):
         weight = self.codebook.weight
         return self.affine_transform(weight) if self.affine_transform else weight
 
+    @torch.no_grad()
     def _place(self, index, z):
         "Set codes so that after the affine map they are at `z`, in every process."
         weight = self.codebook.weight.data
@@ -119,18 +110,14 @@ class VectorQuant(nn.Module):
             torch.distributed.broadcast(weight, 0)
 
 # %% ../nbs/01_vqvae.ipynb #ba5e86ba
-def _mean_square(a, b, weight):
-    "Mean squared difference of (N, F) and (N, F), with weights (N,) or None."
-    if weight is None:
-        return F.mse_loss(a, b)
-    return ((a - b).square() * weight[:, None]).mean()
+def _mean_square(a, b, weight):  # (N, F), (N, F), (N,) or None
+    return F.mse_loss(a, b) if weight is None else ((a - b).square() * weight[:, None]).mean()
 
 
 def _usage(q, num_codes):
     "How often each code was hit (K,), and what there is to say about it."
     hits = torch.bincount(q, minlength=num_codes)
-    share = hits / len(q)
-    perplexity = torch.exp(-torch.xlogy(share, share).sum())
+    perplexity = torch.exp(-torch.xlogy(hits / len(q), hits / len(q)).sum())
     return hits, {"used": (hits > 0).float().mean(), "perplexity": perplexity}
 
 
@@ -140,26 +127,27 @@ def forward(
     self: VectorQuant,
     z: torch.Tensor,              # (…, F) encoder outputs
     mask: torch.Tensor = None,    # (…) bool: True where real; None: everywhere
-    weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and as a place for codes
+    weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and draws codes
 ):                                # z_q (…, F), zero where masked, and a dict
-    "Quantize. The dict: q (N,) of the N real positions, loss, perplexity, used (share of codes), replaced."
+    "Quantize. The dict: codes q (N,) of the real positions, loss, perplexity, used, replaced."
     if mask is None:
         mask = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
     with torch.autocast(z.device.type, enabled=False):
         rows = z[mask].float()                                         # (N, F)
         w = None if weight is None else weight[mask].float()           # (N,)
-        bad = ~torch.isfinite(rows)
-        if bad.any():
-            raise OmnijetError(f"{bad.sum()} components of the encoder's output are not finite: "
-                               "the training diverged, or the features are broken")
+        if wrong := int((~torch.isfinite(rows)).sum()):
+            raise OmnijetError(f"{wrong} components of the encoder's output are not finite")
         if self.training and hasattr(self, "data_initialized") and not self.data_initialized:
-            self._initialize(rows, w)
+            drawn = slice(None) if w is None else torch.multinomial(w, len(rows), replacement=True)
+            self._place(slice(None), kmeans(rows.detach()[drawn], self.num_codes))
+            self.data_initialized.fill_(1)
         codebook = self.get_codebook()                                 # (K, F)
         q = nearest(rows, codebook)                                    # (N,)
         e = F.embedding(q, codebook)                                   # (N, F)
         loss = ((1 - self.beta) * _mean_square(rows, e.detach(), w)
                 + self.beta * _mean_square(e, rows.detach(), w))       # equation 2
-        z_q = rows + (e - rows).detach() + self.sync_nu * (e - e.detach())  # equation 1, synchronized
+        z_q = rows + (e - rows).detach()                               # equation 1
+        z_q = z_q + self.sync_nu * (e - e.detach())                    # nothing, but its gradient
     hits, usage = _usage(q, self.num_codes)
     learns = self.training and self.replace_freq
     replaced = self._replace(hits, rows, w) if learns else hits.new_zeros(())
@@ -169,33 +157,22 @@ def forward(
 
 @patch
 @torch.no_grad()
-def _initialize(self: VectorQuant, rows, weight):
-    if weight is not None:
-        rows = rows[torch.multinomial(weight, len(rows), replacement=True)]
-    self._place(slice(None), kmeans(rows, self.num_codes))
-    self.data_initialized.fill_(1)
-
-
-@patch
-@torch.no_grad()
 def _replace(self: VectorQuant, hits, rows, weight):
-    "Put codes without a hit for `replace_freq` steps onto rows, likelier where the weight is large; how many."
+    "Put codes that were not hit for long onto rows, likelier where the weight is large; how many."
     if torch.distributed.is_initialized():
-        hits = hits.clone()
         torch.distributed.all_reduce(hits)
     self._counts.sub_(1)
     self._counts[hits > 0] = self.replace_freq
-    dead = torch.nonzero(self._counts <= 0)[:len(rows), 0]             # more than rows: the rest next time
-    if len(dead) and weight is None:
-        self._place(dead, rows[torch.randperm(len(rows), device=rows.device)[:len(dead)]])
-    elif len(dead):
-        self._place(dead, rows[torch.multinomial(weight, len(dead))])
-    self._counts[dead] = self.replace_freq
-    return torch.tensor(float(len(dead)), device=rows.device)
+    dead = torch.nonzero(self._counts <= 0)[:len(rows), 0]             # others: the next time
+    if n := len(dead):
+        order = torch.randperm(len(rows), device=rows.device) if weight is None else None
+        self._place(dead, rows[torch.multinomial(weight, n) if order is None else order[:n]])
+        self._counts[dead] = self.replace_freq
+    return torch.tensor(float(n), device=rows.device)
 
 # %% ../nbs/01_vqvae.ipynb #6ec7cb79
 class NormFormerBlock(nn.Module):
-    "Self-attention and an MLP, each with layer norms and a residual connection; at first the identity."
+    "Self-attention and an MLP, each between layer norms and with a bypass; at first the identity."
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -204,10 +181,10 @@ class NormFormerBlock(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), nn.Dropout(dropout),
-                                 Linear(width, width))
-        nn.init.xavier_uniform_(self.qkv.weight)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(),
+                                 nn.Dropout(dropout), Linear(width, width))
         last = self.mlp[-1]
+        nn.init.xavier_uniform_(self.qkv.weight)
         for zero in (self.qkv.bias, self.out.bias, self.norm1.weight, last.weight, last.bias):
             nn.init.zeros_(zero)
 
@@ -238,7 +215,7 @@ class NormFormer(nn.Module):
 
 
 class MLP(nn.Sequential):
-    "Each position by itself through `layers` hidden layers with ReLU: (B, L, n_in) → (B, L, n_out)."
+    "Each position by itself, `layers` hidden layers with ReLU: (B, L, n_in) → (B, L, n_out)."
 
     def __init__(self, n_in: int, n_out: int, width: int, layers: int = 3):
         sizes = [n_in, *[width] * layers]
@@ -250,27 +227,20 @@ class MLP(nn.Sequential):
 
 # %% ../nbs/01_vqvae.ipynb #7a771b87
 class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
-    """A tokenizer that learns its codebook: conditional (sees the jet) or unconditional (sees one constituent).
-
-    Defaults are the paper's (section II B, appendix A 1). `save_pretrained`, `from_pretrained` and `push_to_hub`
-    take a folder or a hub name; the folder is all that is needed to encode and decode.
-    """
+    "A tokenizer that learns; by default the paper's, conditional (section II B, appendix A 1)."
 
     def __init__(
         self,
         codebook_size: int = 512,
-        conditional: bool = True,
+        conditional: bool = True,    # sees the whole jet, or (unconditional) one constituent
         width: int = 128,            # of the blocks, or of the MLP's layers
-        blocks: int = 4,             # NormFormer blocks of encoder and of decoder; hidden layers of the MLP
+        blocks: int = 4,             # in the encoder, and in the decoder; hidden layers of the MLP
         heads: int = 8,
         latent: int = 4,             # components of a code
         dropout: float = 0.0,
         alpha: float = 10.0,         # weight of the quantizer's loss
-        beta: float = 0.9,
-        sync_nu: float = 1.0,
-        affine_lr: float = 2.0,
-        replace_freq: int = 10,
-        kmeans_init: bool = True,
+        beta: float = 0.9, sync_nu: float = 1.0, affine_lr: float = 2.0,  # of `VectorQuant`
+        replace_freq: int = 10, kmeans_init: bool = True,
         quantizer: str = "omnijet",  # or "vqtorch": the original, where it is installed
         pt_power: float = 0.0,       # a constituent counts in the training as p_T^pt_power
         pt_shift: float = 1.8,       # features: ln p_T − pt_shift, angles · angle_factor
@@ -279,20 +249,19 @@ class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
         super().__init__()
         if width % heads and conditional:
             raise OmnijetError(f"width is {width}, expected a multiple of heads ({heads})")
-
-        def stack(n_in, n_out):
-            if conditional:
-                return NormFormer(n_in, n_out, width, blocks, heads, dropout)
-            return MLP(n_in, n_out, width, blocks)
-
+        if quantizer not in ("omnijet", "vqtorch"):
+            raise OmnijetError(f"quantizer is {quantizer!r}, expected omnijet or vqtorch")
+        stack, sizes = MLP, (width, blocks)
+        if conditional:
+            stack, sizes = NormFormer, (width, blocks, heads, dropout)
         self.codebook_size, self.conditional = codebook_size, conditional
         self.alpha, self.pt_power = alpha, pt_power
         self.scaling = FeatureScaling(pt_shift, angle_factor)
-        self.encoder = stack(len(FEATURES), latent)
-        self.quantizer = _quantizer_class(quantizer)(
+        self.encoder = stack(len(FEATURES), latent, *sizes)
+        self.quantizer = (VectorQuant if quantizer == "omnijet" else _vqtorch())(
             feature_size=latent, num_codes=codebook_size, beta=beta, sync_nu=sync_nu,
             affine_lr=affine_lr, replace_freq=replace_freq, kmeans_init=kmeans_init)
-        self.decoder = stack(latent, len(FEATURES))
+        self.decoder = stack(latent, len(FEATURES), *sizes)
 
     def forward(self, x, mask, weight=None):  # (B, L, 3) scaled features, (B, L) bool, (B, L)
         "The reconstruction (B, L, 3) in scaled features, and what the quantizer says."
@@ -300,49 +269,39 @@ class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
         return self.decoder(z_q, mask), quantized
 
 
-def _quantizer_class(name):
-    "Ours, or vqtorch's behind the same call."
-    if name == "omnijet":
-        return VectorQuant
-    if name != "vqtorch":
-        raise OmnijetError(f"quantizer is {name!r}, expected omnijet or vqtorch")
+def _vqtorch():
+    "The original quantizer behind the call of ours."
     try:
         from vqtorch.nn import VectorQuant as Original
     except ImportError as error:
-        raise OmnijetError("quantizer 'vqtorch' needs vqtorch (pip install omnijet[vqtorch])") from error
+        raise OmnijetError("quantizer 'vqtorch': pip install omnijet[vqtorch]") from error
 
     class Vqtorch(Original):
-        def __init__(self, **settings):
-            super().__init__(**settings, dim=-1)
-
         def forward(self, z, mask, weight=None):
             if weight is not None:
                 raise OmnijetError("quantizer 'vqtorch' knows no weights: pt_power must be 0")
-            z_q, out = super().forward(z[mask][None])                  # (1, N, F): it knows no padding
+            z_q, out = super().forward(z[mask][None])                  # (1, N, F): no padding
             q = out["q"].reshape(-1)
             hits, usage = _usage(q, self.num_codes)
             z_q = torch.zeros_like(z).masked_scatter(mask[..., None], z_q)
             return z_q, {"q": q, "loss": out["loss"], "replaced": hits.new_zeros(()), **usage}
 
-    return Vqtorch
+    return partial(Vqtorch, dim=-1)
 
 # %% ../nbs/01_vqvae.ipynb #c9b29c4b
 @patch
-def loss(
-    self: VQVAE,
-    batch: dict,  # x (B, L, 3) in GeV and radians, mask (B, L)
-) -> dict:        # loss, its parts, and what happens in the codebook
-    "Equation A1, with weights p_T^`pt_power`."
+def loss(self: VQVAE, batch: dict) -> dict:  # x (B, L, 3) in GeV and radians, mask (B, L)
+    "Equation A1, its parts, and what happens in the codebook. Weights are p_T^`pt_power`."
     x, mask = self.scaling.scale(batch["x"]), batch["mask"]
     weight = (self.pt_power * x[..., 0]).exp() if self.pt_power else None
     again, quantized = self(x, mask, weight)
     weight = None if weight is None else weight[mask].float()
     reconstruction = _mean_square(again[mask].float(), x[mask].float(), weight)
     return {
-        "loss": reconstruction + self.alpha * quantized["loss"],
+        "loss": reconstruction + self.alpha * quantized["loss"], "weight": mask.sum(),
         "reconstruction": reconstruction.detach(), "quantizer": quantized["loss"].detach(),
         "perplexity": quantized["perplexity"], "codes_used": quantized["used"],
-        "codes_replaced": quantized["replaced"], "weight": mask.sum(),
+        "codes_replaced": quantized["replaced"],
     }
 
 # %% ../nbs/01_vqvae.ipynb #418c142a
@@ -353,10 +312,6 @@ def _check_lengths(sequences, what):
                            f"expected 1 … {MAX_CONSTITUENTS} ({len(wrong)} such jets)")
 
 
-def _jet_of(sequences, position):
-    return np.searchsorted(sequences.offsets, position, side="right") - 1
-
-
 def _constituents(jets) -> Ragged:
     "The constituents of jets, or constituents themselves, end to end, checked."
     if "constituents" not in ak.fields(jets):
@@ -364,16 +319,17 @@ def _constituents(jets) -> Ragged:
     fields = ak.fields(jets["constituents"])
     missing = [name for name in FEATURES if name not in fields]
     if missing:
-        raise OmnijetError(f"constituents have no field {', '.join(missing)} (have: {', '.join(fields)})")
+        raise OmnijetError(f"constituents have no field {', '.join(missing)} "
+                           f"(have: {', '.join(fields)})")
     sequences = Ragged.from_jets(jets)
     _check_lengths(sequences, "constituents")
-    finite = np.isfinite(sequences.content).all(axis=1)
-    bad = np.flatnonzero(~(finite & (sequences.content[:, 0] > 0)))
+    x = sequences.content
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1) | (x[:, 0] <= 0))
     if len(bad):
-        jet, (pt, eta, phi) = _jet_of(sequences, bad[0]), sequences.content[bad[0]]
-        raise OmnijetError(
-            f"jet {jet}, constituent {bad[0] - sequences.offsets[jet]}: pt = {pt:g} GeV, eta_rel = {eta:g}, "
-            f"phi_rel = {phi:g}, expected finite numbers and pt > 0 ({len(bad)} such constituents)")
+        jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
+        found = "pt = {:g} GeV, eta_rel = {:g}, phi_rel = {:g}".format(*x[bad[0]])
+        raise OmnijetError(f"jet {jet}, constituent {bad[0] - sequences.offsets[jet]}: {found}, "
+                           f"expected finite numbers and pt > 0 ({len(bad)} such constituents)")
     return sequences
 
 
@@ -382,25 +338,26 @@ def _tokens(tokens, codebook_size) -> Ragged:
     tokens = ak.Array(tokens)
     sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
     _check_lengths(sequences, "tokens")
-    content, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
-    bad = np.flatnonzero((content < 0) | (content >= codebook_size) | (content != given))
+    x, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
+    bad = np.flatnonzero((x < 0) | (x >= codebook_size) | (x != given))
     if len(bad):
-        raise OmnijetError(f"jet {_jet_of(sequences, bad[0])} has token {given[bad[0]]}, "
+        jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
+        raise OmnijetError(f"jet {jet} has token {given[bad[0]]}, "
                            f"expected 0 … {codebook_size - 1} ({len(bad)} such tokens)")
     return sequences
 
 # %% ../nbs/01_vqvae.ipynb #123386d4
 @patch
+@torch.inference_mode()
 def _batched(self: VQVAE, function, sequences, batch_size, progress) -> Ragged:
-    "Rows (N, …) that `function(x, mask)` gives for the real positions of a batch; nothing learns meanwhile."
+    "Rows (N, …) that `function(x, mask)` gives for real positions; nothing learns meanwhile."
     rows, order, training = [], [], self.training
     where = next(self.parameters()).device
     self.eval()
     try:
-        with torch.inference_mode():
-            for batch in batches(sequences, batch_size, device=where, progress=progress):
-                rows.append(function(batch["x"], batch["mask"]).cpu().numpy())
-                order.append(batch["index"].cpu().numpy())
+        for batch in batches(sequences, batch_size, device=where, progress=progress):
+            rows.append(function(batch["x"], batch["mask"]).cpu().numpy())
+            order.append(batch["index"].cpu().numpy())
     finally:
         self.train(training)
     if not order:
@@ -417,12 +374,11 @@ def encode(
     batch_size: int = 128,  # jets; more suit a GPU
     progress: bool = False,
 ) -> ak.Array:              # (n, var) int64, 0 … codebook_size − 1
-    "A token for each constituent. `OmnijetError` for jets that are empty, too long, or not finite."
-    sequences = _constituents(jets)
-
+    "A token for each constituent. `OmnijetError` for jets that are empty, too long or not finite."
     def codes(x, mask):  # (B, L, 3), (B, L) -> (N,)
         return self.quantizer(self.encoder(self.scaling.scale(x), mask), mask)[1]["q"]
 
+    sequences = _constituents(jets)
     tokens = self._batched(codes, sequences, batch_size, "encode" if progress else None)
     return ak.unflatten(tokens.content.astype(np.int64), sequences.lengths)
 
@@ -430,42 +386,37 @@ def encode(
 @patch
 def decode(
     self: VQVAE,
-    tokens,                 # (n, var) ints, 0 … codebook_size − 1
+    tokens: ak.Array,       # (n, var) ints, 0 … codebook_size − 1
     batch_size: int = 128,  # jets; more suit a GPU
     progress: bool = False,
-) -> ak.Array:              # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians, in the tokens' order
-    "The constituents that tokens stand for. `OmnijetError` for tokens outside the codebook and jets as above."
-    sequences, codebook = _tokens(tokens, self.codebook_size), self.quantizer.get_codebook().detach()
-
+) -> ak.Array:              # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians
+    "The constituents that tokens stand for. `OmnijetError` for tokens outside the codebook."
     def constituents(q, mask):  # (B, L), (B, L) -> (N, 3)
-        z_q = F.embedding(q, codebook) * mask[..., None]
+        z_q = F.embedding(q, self.quantizer.get_codebook()) * mask[..., None]
         return self.scaling.unscale(self.decoder(z_q, mask))[mask]
 
+    sequences = _tokens(tokens, self.codebook_size)
     decoded = self._batched(constituents, sequences, batch_size, "decode" if progress else None)
-    return Ragged(decoded.content.reshape(-1, len(FEATURES)), sequences.offsets).to_constituents()
+    return Ragged(decoded.content.reshape(-1, 3), sequences.offsets).to_constituents()
 
 # %% ../nbs/01_vqvae.ipynb #ad7c7e60
 class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
-    """A tokenizer without learning: linear bins in the scaled features, decoded to their centres.
-
-    What lies outside the edges goes to the edge bin; `out_of_range` counts such constituents of the last
-    `encode`. Paper: section III A.
-    """
+    "Linear bins in the scaled features, decoded to their centres (section III A). No learning."
 
     def __init__(
         self,
         bins: tuple = (21, 21, 21),                              # of ln p_T, eta_rel, phi_rel
-        edges: tuple = ((-3.0, 5.0), (-2.4, 2.4), (-2.4, 2.4)),  # (low, high) of each scaled feature
-        pt_shift: float = 1.8,
-        angle_factor: float = 3.0,
+        edges: tuple = ((-3.0, 5.0), (-2.4, 2.4), (-2.4, 2.4)),  # (low, high) of these, scaled
+        pt_shift: float = 1.8, angle_factor: float = 3.0,        # of `FeatureScaling`
     ):
         self.bins, self.edges = np.array(bins), np.array(edges, dtype=float)
         shapes = self.bins.shape == (3,) and self.edges.shape == (3, 2)
         if not shapes or (self.bins < 1).any() or (np.diff(self.edges) <= 0).any():
-            raise OmnijetError(f"bins {bins} and edges {edges}: "
-                               "expected three numbers of bins and three pairs (low, high)")
+            raise OmnijetError(f"bins {bins} and edges {edges}: expected three numbers of bins "
+                               "and three pairs (low, high)")
         self.scaling = FeatureScaling(pt_shift, angle_factor)
-        self.codebook_size, self.out_of_range = int(self.bins.prod()), 0
+        self.codebook_size = int(self.bins.prod())
+        self.out_of_range = 0  # constituents of the last `encode` that edge bins took from outside
 
     @classmethod
     def fit(
@@ -473,25 +424,25 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
         jets: ak.Array,
         bins: tuple = (21, 21, 21),
         quantiles: tuple = (0.001, 0.999),  # of each scaled feature, where the outer edges lie
-        **settings,
+        **scaling,                          # of `FeatureScaling`
     ):
         "Bins whose edges are quantiles of jets."
-        features = FeatureScaling(**settings).scale(_constituents(jets).content.astype(float))
+        features = FeatureScaling(**scaling).scale(_constituents(jets).content.astype(float))
         edges = np.quantile(features, quantiles, axis=0).T             # (3, 2)
-        return cls(tuple(int(n) for n in bins), tuple(map(tuple, edges.tolist())), **settings)
+        return cls(tuple(map(int, bins)), tuple(map(tuple, edges.tolist())), **scaling)
 
     def encode(self, jets, batch_size=None, progress=False) -> ak.Array:
         "Tokens (n, var) of jets, 0 … codebook_size − 1; the same errors as `VQVAE.encode`."
         sequences = _constituents(jets)
         low, high = self.edges.T
         features = self.scaling.scale(sequences.content.astype(float))
-        place = (features - low) / (high - low)                        # (N, 3), 0 … 1 between the edges
-        cell = np.clip(np.floor(place * self.bins), 0, self.bins - 1).astype(np.int64)
+        place = (features - low) / (high - low)                        # (N, 3), 0 … 1 within edges
         self.out_of_range = int(((place < 0) | (place > 1)).any(axis=1).sum())
+        cell = np.clip(np.floor(place * self.bins), 0, self.bins - 1).astype(np.int64)
         return ak.unflatten(np.ravel_multi_index(cell.T, self.bins), sequences.lengths)
 
     def decode(self, tokens, batch_size=None, progress=False) -> ak.Array:
-        "The bins' centres as constituents {pt, eta_rel, phi_rel}; the same errors as `VQVAE.decode`."
+        "Centres of bins as constituents {pt, eta_rel, phi_rel}; the same errors as `VQVAE.decode`."
         sequences = _tokens(tokens, self.codebook_size)
         cell = np.stack(np.unravel_index(sequences.content, self.bins), axis=1)  # (N, 3)
         low, high = self.edges.T
@@ -499,50 +450,46 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
         return Ragged(centre.astype(np.float32), sequences.offsets).to_constituents()
 
 # %% ../nbs/01_vqvae.ipynb #4b0a60cc
-def load_tokenizer(
-    name,  # a folder, a shipped name, or a name on the hub
-):
+def load_tokenizer(name):  # a folder, a shipped name, or a name on the hub
     "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`, on the CPU."
     kinds = {"VQVAE": VQVAE, "BinnedTokenizer": BinnedTokenizer}
     folder = find_pretrained(name)
     return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder)
 
 # %% ../nbs/01_vqvae.ipynb #8bd212bc
-_NAMES = [  # of the published code, and here
-    ("input_projection", "encoder.project_in"), ("encoder_normformer.blocks", "encoder.blocks"),
-    ("latent_projection_in", "encoder.project_out"), ("latent_projection_out", "decoder.project_in"),
-    ("decoder_normformer.blocks", "decoder.blocks"), ("output_projection", "decoder.project_out"),
-    ("vqlayer", "quantizer"), ("attn.in_proj_", "qkv."), ("attn.out_proj", "out"),
-]
+_NAMES = {  # of the published code, and here
+    "input_projection": "encoder.project_in", "encoder_normformer.blocks": "encoder.blocks",
+    "latent_projection_in": "encoder.project_out", "latent_projection_out": "decoder.project_in",
+    "decoder_normformer.blocks": "decoder.blocks", "output_projection": "decoder.project_out",
+    "vqlayer": "quantizer", "attn.in_proj_": "qkv.", "attn.out_proj": "out",
+}
 
 
 @patch(cls_method=True)
-def from_gabbro(
-    cls: VQVAE,
-    path,  # a Lightning checkpoint of the paper authors' VQ-VAE, conditional or unconditional
-):
-    "The tokenizer of a published checkpoint. `OmnijetError` for another model's and for one that would execute code."
-    hyper_parameters, state = read_gabbro(path)
-    model, kind = hyper_parameters.get("model_kwargs"), hyper_parameters.get("model_type")
-    known = kind in ("VQVAENormFormer", "Transformer", "MLP")
-    if not known or not isinstance(model, dict) or "vq_kwargs" not in model:
-        raise OmnijetError(f"{path}: model_type is {kind!r}, expected VQVAENormFormer, Transformer or MLP")
+def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-VAE
+    "The tokenizer of a published checkpoint; `OmnijetError` for another, and for code to execute."
+    found, state = read_gabbro(path)
+    kind, known = found.get("model_type"), ("VQVAENormFormer", "Transformer", "MLP")
+    if kind not in known:
+        raise OmnijetError(f"{path}: model_type is {kind!r}, expected {' or '.join(known)}")
     weights = {}
     for key, value in state.items():
         key = key.removeprefix("model.")
-        for theirs, ours in _NAMES:
+        for theirs, ours in _NAMES.items():
             key = key.replace(theirs, ours)
         weights[key] = value
     try:
-        quantizer = model["vq_kwargs"]
+        model, quantizer = found["model_kwargs"], found["model_kwargs"]["vq_kwargs"]
         same = ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init")
         settings = {key: quantizer[key] for key in same if key in quantizer}
-        settings |= dict(codebook_size=quantizer["num_codes"], latent=model["latent_dim"], alpha=model["alpha"])
+        settings |= {"codebook_size": quantizer["num_codes"], "latent": model["latent_dim"],
+                     "alpha": model["alpha"], "conditional": kind != "MLP"}
         if kind == "MLP":
             layers = model["encoder_layers"]
-            settings |= dict(conditional=False, width=layers[0], blocks=len(layers))
+            settings |= {"width": layers[0], "blocks": len(layers)}
         else:
-            settings |= dict(width=model["hidden_dim"], blocks=model["num_blocks"], heads=model["num_heads"])
+            sizes = {"width": "hidden_dim", "blocks": "num_blocks", "heads": "num_heads"}
+            settings |= {ours: model[theirs] for ours, theirs in sizes.items()}
         with torch.device("meta"):  # sizes alone reserve no memory
             plan = cls(**settings)
     except Exception as error:
@@ -553,30 +500,31 @@ def from_gabbro(
     return tokenizer.eval()
 
 # %% ../nbs/01_vqvae.ipynb #8bf9b52d
-MIRRORS = [("eta_rel",), ("phi_rel",), ("eta_rel", "phi_rel")]  # the signs that a mirror image has turned
+MIRRORS = [("eta_rel",), ("phi_rel",), ("eta_rel", "phi_rel")]  # signs that an image has turned
 
 
 def tokenize_files(
-    tokenizer,                # a tokenizer, or what `load_tokenizer` takes
-    data,                     # a file, folder or glob of JetClass columns
-    out,                      # folder; a file of tokens has the name of its file of jets
-    batch_size: int = None,   # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
-    mirror: tuple = (),       # turn the sign of these: eta_rel, phi_rel
+    tokenizer,               # a tokenizer, or what `load_tokenizer` takes
+    data,                    # a file, folder or glob of JetClass columns
+    out,                     # folder; a file of tokens has the name of its file of jets
+    batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
+    mirror: tuple = (),      # turn the sign of these: eta_rel, phi_rel
     progress: bool = True,
-) -> list:                    # the files written
-    "Tokenize files of jets, or their mirror images. `OmnijetError` where jets or tokenizer cannot be read."
-    name = tokenizer if isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
+) -> list:                   # the files written
+    "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
+    about = {"tokenizer": type(tokenizer).__name__, "mirror": list(mirror)}
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = load_tokenizer(tokenizer)
+        about["tokenizer"], tokenizer = str(tokenizer), load_tokenizer(tokenizer)
         if isinstance(tokenizer, nn.Module):
             tokenizer.to(device())
     batch_size = batch_size or (128 if device().type == "cpu" else 1024)
     sources = {}
     for file in jet_files(data):
-        twin = sources.setdefault(Path(out, f"{file.stem}.parquet"), file)
-        if twin != file:
-            raise OmnijetError(f"{file}: its tokens would replace those of {twin}, a file of the same name")
-    for path, file in tqdm(sources.items(), "tokenize", unit="file", disable=not progress, leave=False):
+        other = sources.setdefault(Path(out, f"{file.stem}.parquet"), file)
+        if other != file:
+            raise OmnijetError(f"{file}: its tokens and those of {other} would have one name")
+    bar = tqdm(sources.items(), "tokenize", unit="file", disable=not progress, leave=False)
+    for path, file in bar:
         parts = []
         for jets in iter_jets(file):
             seen = {name: jets.constituents[name] for name in FEATURES}
@@ -586,41 +534,33 @@ def tokenize_files(
         if not parts:
             raise OmnijetError(f"{file}: no jets to tokenize")
         tokens, label, id = (ak.concatenate(part) for part in zip(*parts))
-        write_tokens(tokens, path, label=label, id=id, tokenizer=str(name),
-                     codebook_size=tokenizer.codebook_size, mirror=list(mirror))
+        write_tokens(tokens, path, label, id, codebook_size=tokenizer.codebook_size, **about)
         whole = Path(out, f"{process_of(file)}.parquet")
-        if whole not in sources:
-            whole.unlink(missing_ok=True)  # omnijet 0.1 wrote one file a process
+        if whole not in sources:  # a file of the whole process, as omnijet 0.1 wrote them
+            whole.unlink(missing_ok=True)
     return list(sources)
 
 # %% ../nbs/01_vqvae.ipynb #00ae088c
 def new_tokenizer(
-    name: str,              # conditional-K, unconditional-K or binned-N (N bins of each feature)
-    jets: ak.Array = None,  # for the edges of bins
-    width: int = 128,       # of the conditional one
-    blocks: int = 4,
-    heads: int = 8,
-    **settings,             # of `VQVAE`
+    name: str,                                       # conditional-K, unconditional-K or binned-N
+    jets: ak.Array = None,                           # for the edges of bins
+    width: int = 128, blocks: int = 4, heads: int = 8,  # of the conditional one
+    **settings,                                      # of `VQVAE`
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
     kind, _, size = name.rpartition("-")
-    known = kind in ("conditional", "unconditional", "binned")
-    if not known or not size.isdigit() or int(size) < 1:
-        raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K or binned-N, "
-                           "e.g. conditional-512")
-    if kind == "binned":
-        return BinnedTokenizer.fit(jets, bins=(int(size),) * 3)
-    if kind == "unconditional":
-        return VQVAE(int(size), conditional=False, width=128, blocks=3, **settings)
-    return VQVAE(int(size), width=width, blocks=blocks, heads=heads, **settings)
+    n = int(size) if size.isdigit() else 0
+    if n and kind == "binned":
+        return BinnedTokenizer.fit(jets, bins=(n, n, n))
+    if n and kind == "unconditional":
+        return VQVAE(n, conditional=False, width=128, blocks=3, **settings)
+    if n and kind == "conditional":
+        return VQVAE(n, width=width, blocks=blocks, heads=heads, **settings)
+    raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K or binned-N")
 
 
-def mass_resolution(
-    tokenizer,
-    jets: ak.Array,
-    **settings,  # of `omnijet.statistics.resolution`
-) -> dict:       # what `resolution` says, and codes_used: share of the codebook these jets need
-    "What tokens do to the jet mass: reconstructed − original, in GeV. Paper: section III A."
+def mass_resolution(tokenizer, jets: ak.Array, **settings) -> dict:  # of `statistics.resolution`
+    "What tokens do to the jet mass (reconstructed − original, GeV; section III A), and codes_used."
     tokens = tokenizer.encode(jets)
     decoded = ak.zip({"constituents": tokenizer.decode(tokens)}, depth_limit=1)
     difference = ak.to_numpy(jet_mass(decoded) - jet_mass(jets))
