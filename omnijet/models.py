@@ -46,12 +46,12 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):                                   # (…, M)
+    def backward(ctx, slope):  # (…, M)
         x, weight = ctx.saved_tensors
-        rows = slope.flatten(0, -2)                             # (N, M)
+        rows = slope.flatten(0, -2)  # (N, M)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            linear(slope, weight.T) if needs_x else None,       # (…, K)
+            linear(slope, weight.T) if needs_x else None,  # (…, K)
             linear(x.flatten(0, -2).T, rows.T).T if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )

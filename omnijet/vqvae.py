@@ -39,7 +39,7 @@ def nearest(z, codebook) -> torch.Tensor:  # (N, F), (K, F) -> (N,) int64
 
         tree = cKDTree(codebook.numpy(), balanced_tree=False, compact_nodes=False)
         return torch.from_numpy(tree.query(z.numpy(), workers=torch.get_num_threads())[1])
-    square = (codebook * codebook).sum(1)                              # (K,)
+    square = (codebook * codebook).sum(1)  # (K,)
     size = (2**21 if z.device.type == "cpu" else 2**27) // len(codebook)  # what stays in a cache
     products = (torch.addmm(square, part, codebook.T, alpha=-2) for part in z.split(max(1, size)))
     return torch.cat([distances.argmin(1) for distances in products])
@@ -53,8 +53,8 @@ def kmeans(z, num_codes: int) -> torch.Tensor:  # (N, F) -> (num_codes, F)
     centres = z[torch.randperm(len(z), device=z.device)[:num_codes]]
     for _ in range(10):
         codes = nearest(z, centres)
-        count = torch.bincount(codes, minlength=num_codes)[:, None]    # (K, 1)
-        total = torch.zeros_like(centres).index_add_(0, codes, z)      # (K, F)
+        count = torch.bincount(codes, minlength=num_codes)[:, None]  # (K, 1)
+        total = torch.zeros_like(centres).index_add_(0, codes, z)  # (K, F)
         centres = torch.where(count > 0, total / count.clamp(min=1), centres)
     return centres
 
@@ -133,24 +133,26 @@ def forward(
     if mask is None:
         mask = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
     with torch.autocast(z.device.type, enabled=False):
-        rows = z[mask].float()                                         # (N, F)
-        w = None if weight is None else weight[mask].float()           # (N,)
+        rows = z[mask].float()  # (N, F)
+        w = None if weight is None else weight[mask].float()  # (N,)
         if wrong := int((~torch.isfinite(rows)).sum()):
-            raise OmnijetError(f"{wrong} components of the encoder's output are not finite")
+            raise OmnijetError(f"{wrong} components of the encoder's output are not finite: "
+                               "broken features, or a training that diverged")
         if self.training and hasattr(self, "data_initialized") and not self.data_initialized:
             drawn = slice(None) if w is None else torch.multinomial(w, len(rows), replacement=True)
             self._place(slice(None), kmeans(rows.detach()[drawn], self.num_codes))
             self.data_initialized.fill_(1)
-        codebook = self.get_codebook()                                 # (K, F)
-        q = nearest(rows, codebook)                                    # (N,)
-        e = F.embedding(q, codebook)                                   # (N, F)
+        codebook = self.get_codebook()  # (K, F)
+        q = nearest(rows, codebook)  # (N,)
+        e = F.embedding(q, codebook)  # (N, F)
         loss = ((1 - self.beta) * _mean_square(rows, e.detach(), w)
-                + self.beta * _mean_square(e, rows.detach(), w))       # equation 2
-        z_q = rows + (e - rows).detach()                               # equation 1
-        z_q = z_q + self.sync_nu * (e - e.detach())                    # nothing, but its gradient
+                + self.beta * _mean_square(e, rows.detach(), w))  # equation 2
+        z_q = rows + (e - rows).detach()  # equation 1
+        z_q = z_q + self.sync_nu * (e - e.detach())  # nothing, but its gradient
     hits, usage = _usage(q, self.num_codes)
-    learns = self.training and self.replace_freq
-    replaced = self._replace(hits, rows, w) if learns else hits.new_zeros(())
+    replaced = hits.new_zeros(())
+    if self.training and self.replace_freq:
+        replaced = self._replace(hits, rows, w)
     z_q = torch.zeros_like(z, dtype=z_q.dtype).masked_scatter(mask[..., None], z_q)
     return z_q, {"q": q, "loss": loss, "replaced": replaced, **usage}
 
@@ -163,12 +165,13 @@ def _replace(self: VectorQuant, hits, rows, weight):
         torch.distributed.all_reduce(hits)
     self._counts.sub_(1)
     self._counts[hits > 0] = self.replace_freq
-    dead = torch.nonzero(self._counts <= 0)[:len(rows), 0]             # others: the next time
-    if n := len(dead):
-        order = torch.randperm(len(rows), device=rows.device) if weight is None else None
-        self._place(dead, rows[torch.multinomial(weight, n) if order is None else order[:n]])
+    dead = torch.nonzero(self._counts <= 0)[:len(rows), 0]  # others: the next time
+    if len(dead):
+        drawn = (torch.randperm(len(rows), device=rows.device)[:len(dead)] if weight is None
+                 else torch.multinomial(weight, len(dead)))
+        self._place(dead, rows[drawn])
         self._counts[dead] = self.replace_freq
-    return torch.tensor(float(n), device=rows.device)
+    return torch.tensor(float(len(dead)), device=rows.device)
 
 # %% ../nbs/01_vqvae.ipynb #6ec7cb79
 class NormFormerBlock(nn.Module):
@@ -188,10 +191,10 @@ class NormFormerBlock(nn.Module):
         for zero in (self.qkv.bias, self.out.bias, self.norm1.weight, last.weight, last.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x, mask):                                        # (B, L, W), (B, L) bool
+    def forward(self, x, mask):  # (B, L, W), (B, L) bool
         B, L, W = x.shape
-        qkv = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1)    # (B, L, 3, H, W/H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                           # (B, H, L, W/H) each
+        qkv = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1)  # (B, L, 3, H, W/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, L, W/H) each
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask[:, None, None, :], dropout_p=self.dropout * self.training)
         x = x + self.norm2(self.out(attended.transpose(1, 2).reshape(B, L, W)))
@@ -280,7 +283,7 @@ def _vqtorch():
         def forward(self, z, mask, weight=None):
             if weight is not None:
                 raise OmnijetError("quantizer 'vqtorch' knows no weights: pt_power must be 0")
-            z_q, out = super().forward(z[mask][None])                  # (1, N, F): no padding
+            z_q, out = super().forward(z[mask][None])  # (1, N, F): no padding
             q = out["q"].reshape(-1)
             hits, usage = _usage(q, self.num_codes)
             z_q = torch.zeros_like(z).masked_scatter(mask[..., None], z_q)
@@ -405,9 +408,9 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
 
     def __init__(
         self,
-        bins: tuple = (21, 21, 21),                              # of ln p_T, eta_rel, phi_rel
+        bins: tuple = (21, 21, 21),  # of ln p_T, eta_rel, phi_rel
         edges: tuple = ((-3.0, 5.0), (-2.4, 2.4), (-2.4, 2.4)),  # (low, high) of these, scaled
-        pt_shift: float = 1.8, angle_factor: float = 3.0,        # of `FeatureScaling`
+        pt_shift: float = 1.8, angle_factor: float = 3.0,  # of `FeatureScaling`
     ):
         self.bins, self.edges = np.array(bins), np.array(edges, dtype=float)
         shapes = self.bins.shape == (3,) and self.edges.shape == (3, 2)
@@ -428,7 +431,7 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
     ):
         "Bins whose edges are quantiles of jets."
         features = FeatureScaling(**scaling).scale(_constituents(jets).content.astype(float))
-        edges = np.quantile(features, quantiles, axis=0).T             # (3, 2)
+        edges = np.quantile(features, quantiles, axis=0).T  # (3, 2)
         return cls(tuple(map(int, bins)), tuple(map(tuple, edges.tolist())), **scaling)
 
     def encode(self, jets, batch_size=None, progress=False) -> ak.Array:
@@ -436,7 +439,7 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
         sequences = _constituents(jets)
         low, high = self.edges.T
         features = self.scaling.scale(sequences.content.astype(float))
-        place = (features - low) / (high - low)                        # (N, 3), 0 … 1 within edges
+        place = (features - low) / (high - low)  # (N, 3), 0 … 1 within edges
         self.out_of_range = int(((place < 0) | (place > 1)).any(axis=1).sum())
         cell = np.clip(np.floor(place * self.bins), 0, self.bins - 1).astype(np.int64)
         return ak.unflatten(np.ravel_multi_index(cell.T, self.bins), sequences.lengths)
@@ -542,10 +545,10 @@ def tokenize_files(
 
 # %% ../nbs/01_vqvae.ipynb #00ae088c
 def new_tokenizer(
-    name: str,                                       # conditional-K, unconditional-K or binned-N
-    jets: ak.Array = None,                           # for the edges of bins
+    name: str,  # conditional-K, unconditional-K or binned-N
+    jets: ak.Array = None,  # for the edges of bins
     width: int = 128, blocks: int = 4, heads: int = 8,  # of the conditional one
-    **settings,                                      # of `VQVAE`
+    **settings,  # of `VQVAE`
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
     kind, _, size = name.rpartition("-")
