@@ -8,7 +8,7 @@ __all__ = ['BENCHES', 'seconds', 'table', 'peak_memory', 'bench_data', 'bench_si
            'share_of_device', 'bench_gpt', 'bench_widgets']
 
 # %% ../nbs/09_speed.ipynb #d9748ad1
-import math, multiprocessing, os, resource, subprocess, sys, tempfile, time
+import copy, math, multiprocessing, os, resource, subprocess, sys, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -302,16 +302,15 @@ def bench_gpt(
         model, made = GenerativeModel(**shape).to(where), []  # untrained
         with torch.no_grad():  # its stop token as frequent as real jets' are
             model.head.bias[-1] = math.log(codes / lengths.mean())
-        tokens = float(lengths.mean()) + 1
+        generator, tokens = copy.deepcopy(model).to(dtype).eval(), float(lengths.mean()) + 1
         train = training_rate(model.loss, model, short, dtype)
         plain = training_rate(lambda batch: plain_loss(model, batch), model, padded, dtype, False)
         found = {"training [jets/s]": train, "plain training [jets/s]": plain,
                  "ratio, training": train / plain,
                  "training, share of the device": 3 * share_of_device(model, tokens, train, dtype)}
-        model = model.to(dtype).eval()
-        model.generate(min(n, 64), progress=False)  # warm up
-        speed = n / seconds(lambda: made.append(model.generate(n, progress=False)))
-        plain = plain_n / seconds(lambda: plain_generate(model, plain_n))
+        generator.generate(min(n, 64), progress=False)  # warm up
+        speed = n / seconds(lambda: made.append(generator.generate(n, progress=False)))
+        plain = plain_n / seconds(lambda: plain_generate(generator, plain_n))
         tokens = float(ak.mean(ak.num(made[0]))) + 1
         found |= {"generation [jets/s]": speed, "plain generation [jets/s]": plain,
                   "ratio, generation": speed / plain, "generation, mean constituents": tokens - 1,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRATEGIES', 'MEMORY', 'METRICS', 'ClassificationHead', 'rejection', 'quality', 'fine_tuning', 'backbone_shape',
            'JetClassifier', 'as_codes', 'targets', 'each_batch', 'holdout', 'balanced', 'largest', 'content_ids',
-           'check_unseen', 'read_samples', 'train_one', 'sweep', 'over_seeds', 'plot_sweep', 'finetune_files']
+           'check_unseen', 'read_samples', 'workers_here', 'train_one', 'sweep', 'over_seeds', 'finetune_files']
 
 # %% ../nbs/05_transfer.ipynb #737f75c2
 import copy, functools, itertools, json, multiprocessing, os, shutil, time
@@ -25,8 +25,7 @@ from tqdm.auto import tqdm
 from .files import OmnijetError, atomic, checksum, make_folder, origin
 from .data import CLASSES, CLASS_NAMES, Ragged, class_indices, read_jets
 from .simulation import leave_with_parent
-from .observables import color
-from .statistics import auc_with_error, number
+from .statistics import auc_with_error
 from .training import TrainingConfig, batches, device, train
 from omnijet.models import (
     Linear, PretrainedMixin, build_model, find_pretrained, load_weights, read_config, save_model,
@@ -98,7 +97,8 @@ STRATEGIES = {"finetune": "fine-tuned", "frozen": "fixed backbone", "scratch": "
 def fine_tuning(n_jets: int, epochs: int = 1000, **changes) -> TrainingConfig:
     "The paper's settings for so many training jets (appendix A 4), and changes of its fields."
     patience = 20 if n_jets <= 10_000 else 10 if n_jets <= 1_000_000 else 5
-    return replace(TrainingConfig(epochs, 512, 1e-4, grad_clip=5.0, patience=patience), **changes)
+    paper = TrainingConfig(epochs, batch_size=512, lr=1e-4, grad_clip=5.0, patience=patience)
+    return replace(paper, **changes)
 
 
 def backbone_shape(backbone: Backbone) -> dict:
@@ -343,6 +343,13 @@ def _inputs(backbone, run_dir, classes, n_val, n_test, checksums):
     return JetClassifier.from_generative(backbone, classes), *samples.values()
 
 
+def workers_here() -> int:
+    "Trainings side by side: one a core, on a GPU as many as fit its free memory (6 GB each)."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    fit = int(torch.cuda.mem_get_info()[0] // 6e9) if device().type == "cuda" else cores
+    return max(1, min(cores, fit))
+
+
 def train_one(task: dict) -> dict:
     "One training of a sweep: fit, evaluate, save; its result or, under `failed`, the reason."
     started, out = time.perf_counter(), Path(task["out"])
@@ -414,11 +421,8 @@ def sweep(
         else:
             tasks.append(task)
     make_folder(out)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if device().type == "cuda":  # 6 GB each
-        cores = max(1, min(cores, int(torch.cuda.mem_get_info()[0] // 6e9)))
     context = multiprocessing.get_context("spawn")
-    pool = executor or ProcessPoolExecutor(workers or cores, context, leave_with_parent)
+    pool = executor or ProcessPoolExecutor(workers or workers_here(), context, leave_with_parent)
     shown = {"total": len(results) + len(tasks), "initial": len(results), "desc": "trainings"}
     try:
         futures = {pool.submit(train_one, task): task for task in tasks}
@@ -454,31 +458,6 @@ def over_seeds(results: list, strategy: str, metric: str = "accuracy") -> tuple:
     sizes = sorted(values)
     spread = [np.std(values[n], ddof=1) if len(values[n]) > 1 else np.nan for n in sizes]
     return np.array(sizes), np.array([np.mean(values[n]) for n in sizes]), np.array(spread)
-
-
-def plot_sweep(results: list, metrics=("auc", "accuracy", "rejection_50")):
-    "Metrics against training jets, bands: their spread over seeds, crosses: the paper (figure 7)."
-    import matplotlib.pyplot as plt
-
-    shape = {"figsize": (5.2 * len(metrics), 5), "squeeze": False, "layout": "constrained"}
-    fig, axes = plt.subplots(1, len(metrics), **shape)
-    every = sorted({r["size"] for r in results})
-    for ax, metric in zip(axes[0], metrics):
-        for strategy, name in STRATEGIES.items():
-            sizes, mean, spread = over_seeds(results, strategy, metric)
-            spread, style = np.nan_to_num(spread), {"color": color(name)}
-            paper = [number(metric, None, strategy=strategy, size=n)["paper"] for n in sizes]
-            if len(sizes):
-                ax.plot(sizes, mean, "o-", label=name, **style)
-                ax.fill_between(sizes, mean - spread, mean + spread, alpha=0.2, lw=0, **style)
-            if any(paper):  # None: not drawn
-                ax.plot(sizes, paper, "x", ms=11, mew=2.5, label=f"paper, {name}", **style)
-        scale = "log" if metric.startswith("rejection") else "linear"
-        ax.set(xscale="log", yscale=scale, xlabel="training jets", ylabel=METRICS[metric])
-        ax.set_xticks(every, [f"{n:,}" for n in every])
-        ax.minorticks_off()
-        ax.legend(fontsize="x-small")
-    return fig
 
 # %% ../nbs/05_transfer.ipynb #05c4ce9e
 def finetune_files(
