@@ -410,9 +410,9 @@ def generate(
 def from_gabbro(cls: GenerativeModel, path) -> GenerativeModel:
     "The generative model in a Lightning checkpoint of the published OmniJet-α code."
     settings, theirs = read_gabbro(path)
-    names = [("backbone.embedding", "module.embedding_table"), ("norm1", "layernorm_1"),
-             ("backbone.blocks", "module.GPT_blocks"), ("norm2", "layernorm_2"),
-             ("attention.project", "mha_block.proj"), ("mlp.", "ff_block.net."), ("head.", "head.fc1.")]
+    names = [("backbone.", "module."), ("embedding", "embedding_table"), ("blocks", "GPT_blocks"),
+             ("attention.project", "mha_block.proj"), ("mlp.", "ff_block.net."),
+             ("norm1", "layernorm_1"), ("norm2", "layernorm_2"), ("head.", "head.fc1.")]
 
     def weight(key):
         for ours_and_theirs in names:
