@@ -34,6 +34,7 @@ from .vqvae import MIRRORS
 class Vocabulary:
     "Tokens: start 0, codes 1 … K of a codebook, stop K + 1, class tokens from K + 2."
     start = 0
+
     def __init__(self, codebook_size: int, classes: int = 0):
         self.codebook_size, self.classes = codebook_size, classes
         self.stop = codebook_size + 1
