@@ -58,10 +58,10 @@ def reconstruct(
 def check_together(first, second):
     "OmnijetError, naming the first jet, unless both (n_jets, var) have the same lengths."
     if len(first) != len(second):
-        raise OmnijetError(f"{len(first)} jets and {len(second)} sequences of tokens, expected as many")
+        raise OmnijetError(f"{len(first)} jets and {len(second)} sequences of tokens do not match")
     n, m = (ak.to_numpy(ak.num(x[x.fields[0]] if x.fields else x)) for x in (first, second))
     for jet in np.flatnonzero(n != m):
-        raise OmnijetError(f"jet {jet} has {n[jet]} constituents but {m[jet]} tokens, expected as many")
+        raise OmnijetError(f"jet {jet} has {n[jet]} constituents but {m[jet]} tokens: not its own")
 
 # %% ../nbs/02_token_quality.ipynb #f6a7a737
 def code_reconstructions(tokenizer, contexts: int = 500, length: int = 50, seed: int = 1):
@@ -148,15 +148,16 @@ def compare_tokenizers(
     scalings = [getattr(tokenizer, "scaling", None) for tokenizer in both]
     if None not in scalings and scalings[0] != scalings[1]:
         print("feature scalings differ: {} and {}; here: GeV and radians".format(*scalings))
-    original, *others = (observables(x, names) for x in [jets, *(reconstruct(t, jets) for t in both)])
-    result = {name: tuple(resolution(other[name] - original[name], bootstrap, seed) for other in others)
-              for name in names}
+    original, result = observables(jets, names), {}
+    others = [observables(reconstruct(tokenizer, jets), names) for tokenizer in both]
     print(f"A: {first}, {both[0].codebook_size} codes; B: {second}, {both[1].codebook_size} codes")
     heads = [f"{what} {letter}" for what in ("bias", "σ", "half-width") for letter in "AB"]
     print(f"{len(jets)} jets".ljust(16) + "".join(head.rjust(18) for head in heads))
-    for name, pair in result.items():
+    for name in names:
+        differences = [other[name] - original[name] for other in others]
+        result[name] = [resolution(difference, bootstrap, seed) for difference in differences]
         cells = [f"{r[key]:.3g} ± {r[key + '_error']:.2g}"
-                 for key in ("bias", "sigma_gauss", "half_width") for r in pair]
+                 for key in ("bias", "sigma_gauss", "half_width") for r in result[name]]
         print((name + _unit(name)).ljust(16) + "".join(cell.rjust(18) for cell in cells))
     return result
 
@@ -180,14 +181,14 @@ def plot_differences(ax, values: dict, labels, found: dict, observable: str, ind
     if not any(key[1:] == (index, observable) for key in found):
         few = f"{here.sum()} jets:\ntoo few for a width"
         ax.text(0.5, 0.5, few, transform=ax.transAxes, ha="center")
-    ax.axvline(0, color="black", linewidth=0.6)
+    ax.axvline(0, ymax=0.62, color="black", linewidth=0.6)  # below the legend
     ax.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.6 * ax.get_ylim()[1]), title=CLASS_NAMES[index])
 
 
 def difference_edges(values: dict, observable: str, here=slice(None)) -> np.ndarray:
     "Edges of 50 bins for the differences of all tokenizers, of all or some jets."
-    original = values["original"][observable]
-    pooled = [(of[observable] - original)[here] for name, of in values.items() if name != "original"]
+    pooled = [(of[observable] - values["original"][observable])[here]
+              for name, of in values.items() if name != "original"]
     low, high = np.quantile(np.concatenate(pooled), [0.005, 0.995])
     return np.linspace(low, high if high > low else low + 1, 51)
 
@@ -207,7 +208,7 @@ def plot_class_differences(values: dict, labels, found: dict, observable: str):
     fig.subplots_adjust(hspace=0.22, wspace=0.28)
     return fig
 
-
+# %% ../nbs/02_token_quality.ipynb #d9d36674
 def plot_class_distributions(values: dict, labels, observable: str):
     "One observable before and after for all ten classes, with ratios (figures 8–11)."
     import matplotlib.pyplot as plt
@@ -229,7 +230,7 @@ def plot_class_distributions(values: dict, labels, observable: str):
             ax.tick_params(labelbottom=ax is lower)
             ax.minorticks_off()
             ax.set_ylabel("" if index % 5 else ax.get_ylabel())
-    fig.legend(*legend, loc="upper center", ncols=len(values), bbox_to_anchor=(0.5, 0.97), fontsize=12)
+    fig.legend(*legend, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 0.97), fontsize=12)
     return fig
 
 # %% ../nbs/02_token_quality.ipynb #5cdf9153
@@ -255,7 +256,7 @@ class DeepSets(nn.Module):
         x = self.phi(x) * mask[..., None]  # (B, L, 256)
         return self.f(x.sum(1))  # (B, 256) → (B, n_classes)
 
-
+# %% ../nbs/02_token_quality.ipynb #2926ca91
 class ClassAttention(nn.Module):
     "A class token (B, 1, W) looks at itself and all constituents, then an MLP (arXiv:2103.17239)."
 
@@ -285,8 +286,8 @@ class Transformer(nn.Module):
         hidden = [layer for _ in range(2)
                   for layer in (Linear(width, width), nn.ReLU(), nn.Dropout(0.1))]
         self.head = nn.Sequential(nn.LayerNorm(width), *hidden, Linear(width, n_classes))
-        nn.init.normal_(self.project.weight)  # blocks that start as the identity on small inputs
-        for block in self.blocks:  # give averages without class information: 1,000 steps learn nothing
+        nn.init.normal_(self.project.weight)
+        for block in self.blocks:  # that start as the identity learn nothing for a thousand steps
             nn.init.ones_(block.norm1.weight)
             block.mlp[-1].reset_parameters()
 
@@ -323,9 +324,9 @@ SCHEDULES = {  # learning rates at the start, at most and at the end (appendix A
 
 def train_tagger(kind: str, data, val, epochs: int, batch_size: int = 512, seed: int = 1,
                  sizes: dict = None, lr: float = None, out=None, progress: bool = True):
-    """A Tagger of kind "DeepSets" or "Transformer" (of these sizes), trained on Ragged jets with labels.
+    """A Tagger of kind "DeepSets" or "Transformer" (of these sizes), trained on Ragged jets.
 
-    The one-cycle schedule scales with `lr`, the largest rate; a training found in folder `out` goes on."""
+    `lr`: the largest of the one-cycle schedule; `out`: a folder, where a training goes on."""
     torch.manual_seed(seed)
     tagger = Tagger(DeepSets() if kind == "DeepSets" else Transformer(**(sizes or {})))
     paper = SCHEDULES[kind]
@@ -359,7 +360,7 @@ def confusion(probabilities, labels) -> np.ndarray:
 
 
 def evaluate(probabilities, labels, bootstrap: int = 100, seed: int = 1) -> dict:
-    """For probabilities (n, 10): accuracy, auc (10,), mean_auc, all with *_error; confusion, n_jets.
+    """Of probabilities (n, 10): accuracy, auc (10,), mean_auc with *_error; confusion; n_jets.
 
     The AUC of each class is against the rest, NaN if the class is absent."""
     labels = np.asarray(labels)
@@ -373,8 +374,8 @@ def evaluate(probabilities, labels, bootstrap: int = 100, seed: int = 1) -> dict
     result = {"confusion": confusion(probabilities, labels), "n_jets": len(labels)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that are absent
-        every = {"accuracy": accuracy, "auc": np.array(areas), "mean_auc": np.nanmean(areas, axis=0)}
-        for name, x in every.items():
+        mean = np.nanmean(areas, axis=0)
+        for name, x in ("accuracy", accuracy), ("auc", np.array(areas)), ("mean_auc", mean):
             result[name] = x[..., 0]
             result[name + "_error"] = np.nanstd(x[..., 1:], axis=-1) if bootstrap else 0 * x[..., 0]
     return result
@@ -383,7 +384,7 @@ def evaluate(probabilities, labels, bootstrap: int = 100, seed: int = 1) -> dict
 def score_trainings(trained: dict, labels, bootstrap: int = 100, seed: int = 1) -> dict:
     """Means of `evaluate` over trainings {(kind, name): [probabilities (n, 10), one array a seed]}.
 
-    With spread, of the accuracy between seeds and part of its error, and right (n,), share of seeds."""
+    With spread (of the accuracy, between seeds, in its error) and right (n,), share of seeds."""
     scores = {}
     for key, runs in trained.items():
         every = [evaluate(p, labels, bootstrap, seed) for p in runs]
@@ -411,15 +412,16 @@ def accuracy_lost(scores: dict, kind: str, name: str) -> tuple:
 def plot_confusion(matrices: dict, names=CLASS_NAMES):
     "Confusion matrices {title: (n, n) shares, a row for each true class} side by side."
     import matplotlib.pyplot as plt
-    from sklearn.metrics import ConfusionMatrixDisplay
 
     fig, axes = plt.subplots(1, len(matrices), figsize=(6.2 * len(matrices), 6), squeeze=False)
     for ax, (title, shares) in zip(axes[0], matrices.items()):
-        shown = ConfusionMatrixDisplay(np.asarray(shares), display_labels=names)
-        shown.plot(ax=ax, cmap="Blues", colorbar=False, values_format=".2f", xticks_rotation=45,
-                   text_kw={"fontsize": 9}, im_kw={"vmin": 0, "vmax": 1})
-        for text in shown.text_.flat:
-            text.set_text("" if text.get_text() == "0.00" else text.get_text().lstrip("0"))
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (i, j), share in np.ndenumerate(shares):
+            text = f"{share:.2f}".lstrip("0") if share >= 0.005 else ""
+            colour = "white" if share > 0.5 else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), names)
         ax.tick_params(which="both", length=0)
         ax.minorticks_off()
         ax.set(xlabel="Predicted", ylabel="True", title=title)
@@ -428,7 +430,7 @@ def plot_confusion(matrices: dict, names=CLASS_NAMES):
 
 # %% ../nbs/02_token_quality.ipynb #f3a28b64
 def run_tokenizers(run_dir) -> dict:
-    "The tokenizers {name: tokenizer} of a run by kind and size; one that fails is named in a warning."
+    "The tokenizers {name: tokenizer} of a run by kind and size; one that fails: a warning."
     tokenizers, folder = {}, run_path(run_dir, "tokenizers", chapter="01_vqvae")
     for path in folder.glob("[!.]*/"):
         try:
@@ -458,7 +460,7 @@ def class_jets(run_dir, split: str, max_jets: int, tops: int = None):
 
 # %% ../nbs/02_token_quality.ipynb #acb51a6d
 def matching_bins(sigma: dict, target: float):
-    "Bins per feature at which widths {bins: width} reach a target (in logarithms); None if outside."
+    "Bins per feature at which widths {bins: width} reach a target (log-log); None if outside."
     bins = sorted(sigma)
     widths = np.minimum.accumulate([sigma[b] for b in bins])
     if not 0 < widths[-1] <= target < widths[0]:
