@@ -150,7 +150,9 @@ def compare_tokenizers(
         print("feature scalings differ: {} and {}; here: GeV and radians".format(*scalings))
     original, result = observables(jets, names), {}
     others = [observables(reconstruct(tokenizer, jets), names) for tokenizer in both]
-    print(f"A: {first}, {both[0].codebook_size} codes; B: {second}, {both[1].codebook_size} codes")
+    for letter, given, tokenizer in zip("AB", (first, second), both):
+        name = given if isinstance(given, (str, Path)) else type(given).__name__
+        print(f"{letter}: {name}, {tokenizer.codebook_size} codes")
     heads = [f"{what} {letter}" for what in ("bias", "σ", "half-width") for letter in "AB"]
     print(f"{len(jets)} jets".ljust(16) + "".join(head.rjust(18) for head in heads))
     for name in names:
