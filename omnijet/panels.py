@@ -205,10 +205,12 @@ def link(*canvases):
         W.jslink((one, "selected"), (two, "selected"))
 
 # %% ../nbs/06a_panels.ipynb #c9589ee5
-def button(text: str, icon: str, go, width: int = 100, tooltip: str = "") -> W.Button:
-    "A button that calls `go()`."
+def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=None) -> W.Button:
+    "A button that calls `go()`; afterwards arrow keys go to the canvas `focus`."
     made = W.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": f"{width}px"})
     made.on_click(lambda _: go())
+    if focus is not None:
+        made.on_click(lambda _: focus.focus())
     return made
 
 

@@ -69,9 +69,10 @@ class JetBrowserView(W.VBox):
             control.observe(lambda _: self.select(), "value")
         self.show()
         random = np.random.default_rng()
-        buttons = [button("Previous", "arrow-left", lambda: self.move(-1)),
-                   button("Next", "arrow-right", lambda: self.move(1)),
-                   button("Random", "random", lambda: self.move(random.integers(len(jets))))]
+        steps = {("Previous", "arrow-left"): lambda: -1, ("Next", "arrow-right"): lambda: 1,
+                 ("Random", "random"): lambda: random.integers(len(jets))}
+        buttons = [button(*look, lambda by=by: self.move(by()), focus=self.canvas)
+                   for look, by in steps.items()]
         beside = W.VBox([self.about, self.tokens, self.rows], layout={"max_width": "520px"})
         save = save_buttons("jet", self.table, self.canvas)
         super().__init__([W.HBox([*buttons, self.classes]), W.HBox([self.masses, self.counts]),
@@ -92,7 +93,6 @@ class JetBrowserView(W.VBox):
 
     def move(self, by: int):
         self.go(self.at + by)
-        self.canvas.focus()
 
     def table(self) -> dict:
         "The constituents, {column: values}."
@@ -190,7 +190,8 @@ class TokenExplorerView(W.VBox):
         for control in (self.by, self.pt):
             control.observe(lambda _: self.redraw(), "value")
         self.number.observe(lambda change: one.set_trait("selected", [change.new]), "value")
-        turns = [button("", icon, lambda by=by: self.turn(by), 40, "another jet with this code")
+        tip = "another jet with this code"
+        turns = [button("", icon, lambda by=by: self.turn(by), 40, tip, focus=self.jet)
                  for icon, by in (("arrow-left", -1), ("arrow-right", 1))]
         save_codes = save_buttons("codes", self.table, *self.scatters)
         save_code = save_buttons("code", self.detail_table, self.bars, self.cloud, self.jet)
@@ -276,8 +277,6 @@ def turn(self: TokenExplorerView, by: int):
             self.jet_title.value = (f"jet {self.jet_at + 1:,} of {len(self.having):,} with it, "
                                     f"{CLASS_NAMES[use.label[i]]}")
         self.jet.panel, self.jet.selected = jet_panel(original, decoded, size=(320, 320)), here
-    if by:
-        self.jet.focus()
 
 # %% ../nbs/06_widgets.ipynb #877f7b25
 @patch
