@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'W_TO_QUARKS', 'W_TO_LEPTONS', 'HIGGS', 'TOP_PAIRS', 'PROCESSES', 'RADIUS', 'HALF_LENGTH',
-           'FIELD', 'BENDING', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH', 'SPLITS',
-           'JETCLASS', 'Process', 'start_pythia', 'Particles', 'directions', 'stable_particles', 'propagate',
+           'FIELD', 'BENDING', 'FORWARD', 'ENDCAP', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH',
+           'SPLITS', 'JETCLASS', 'Process', 'start_pythia', 'Particles', 'directions', 'stable_particles', 'propagate',
            'tracking_efficiency', 'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'four_momenta', 'clustered',
            'cluster', 'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'simulate',
            'Shard', 'make_shard', 'leave_with_parent', 'simulate_files', 'link_jetclass', 'shapes']
@@ -151,8 +151,7 @@ def propagate(p: Particles):  # (inside, eta, phi, track_phi)
     "Who is born inside, where these meet the surface, φ of tracks at their closest approach."
     inside = np.flatnonzero((np.hypot(p.x, p.y) < RADIUS) & (np.abs(p.z) < HALF_LENGTH))
     p = p[inside]
-    slope = np.sinh(p.eta)  # dz a unit of transverse path
-    ux, uy = np.cos(p.phi), np.sin(p.phi)
+    ux, uy, slope = np.cos(p.phi), np.sin(p.phi), np.sinh(p.eta)  # dz a unit of transverse path
     to_end = (np.copysign(HALF_LENGTH, slope) - p.z) / slope  # transverse path to the end cap
     # neutral: a straight line
     along, across = p.x * ux + p.y * uy, p.x * uy - p.y * ux
@@ -228,12 +227,12 @@ def _grid(*regions):
     return np.concatenate([-edges[::-1], [0.0], edges]), np.concatenate([n_phi[::-1], n_phi])
 
 
-_FORWARD = [3.125, 3.3, 3.475, 3.65, 3.825, 4, 4.175, 4.35, 4.525, 4.7, 5]
-_ENDCAP = [1.74, 1.83, 1.93, 2.043, 2.172, 2.322, 2.5, 2.65, 2.868, 2.95]
-ECAL = Calorimeter(*_grid((0.0174 * np.arange(1, 171), 360), (_FORWARD, 36)),
+FORWARD = [3.125, 3.3, 3.475, 3.65, 3.825, 4, 4.175, 4.35, 4.525, 4.7, 5]
+ENDCAP = [1.74, 1.83, 1.93, 2.043, 2.172, 2.322, 2.5, 2.65, 2.868, 2.95]
+ECAL = Calorimeter(*_grid((0.0174 * np.arange(1, 171), 360), (FORWARD, 36)),
                    _ecal_resolution, threshold=0.5, significance=2)
-HCAL = Calorimeter(*_grid((0.087 * np.arange(1, 20), 72), (_ENDCAP + _FORWARD[:-2], 36),
-                          (_FORWARD[-2:], 18)), _hcal_resolution, threshold=1, significance=1)
+HCAL = Calorimeter(*_grid((0.087 * np.arange(1, 20), 72), (ENDCAP + FORWARD[:-2], 36),
+                          (FORWARD[-2:], 18)), _hcal_resolution, threshold=1, significance=1)
 
 # %% ../nbs/00b_simulation.ipynb #f35470fd
 def log_normal(mean, sigma, rng):
@@ -303,10 +302,11 @@ def four_momenta(objects: Particles, groups) -> ak.Array:  # var * Momentum4D
 
 
 def clustered(momenta: ak.Array, algorithm: str, radius: float, scheme: str = "E"):
-    "FastJet's sequence (antikt, kt, cambridge), without its banner and its look for all warnings."
+    "FastJet's sequence (antikt, kt, cambridge), without its banner, warnings and look of warnings."
     import fastjet
     fastjet._swig.ClusterSequence.set_fastjet_banner_stream(None)
     fastjet.formatwarning = warnings.formatwarning
+    warnings.filterwarnings("ignore", "dcut and exclusive jets")  # said of every algorithm
     names = f"{algorithm}_algorithm", f"{scheme}_scheme"
     algorithm, scheme = (getattr(fastjet, name) for name in names)
     return fastjet.ClusterSequence(momenta, fastjet.JetDefinition(algorithm, radius, scheme))
@@ -391,9 +391,8 @@ def jetclass_columns(label: str, objects: Particles, surface_eta, members, momen
 # %% ../nbs/00b_simulation.ipynb #db3c989f
 def substructure(momenta: ak.Array) -> dict:  # {jet_sdmass, jet_tau1 … jet_tau4: (n_jets,) float32}
     "Soft-drop mass and N-subjettiness as JetClass has them (β = 1, R = 0.8)."
-    whole = 5.0  # a radius that holds all of a jet
-    groomed = clustered(momenta, "cambridge", whole).exclusive_jets_softdrop_grooming(R0=JET_RADIUS)
-    tau = clustered(momenta, "kt", whole).njettiness(njets=[1, 2, 3, 4], R0=JET_RADIUS)
+    groomed = clustered(momenta, "cambridge", 5.0).exclusive_jets_softdrop_grooming(R0=JET_RADIUS)
+    tau = clustered(momenta, "kt", 5.0).njettiness(njets=[1, 2, 3, 4], R0=JET_RADIUS)  # whole jets
     columns = {"jet_sdmass": np.maximum(to_numpy(groomed.msoftdrop), 0)}
     columns |= {f"jet_tau{n + 1}": to_numpy(tau[:, n]) for n in range(4)}
     return {name: values.astype(np.float32) for name, values in columns.items()}
