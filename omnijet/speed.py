@@ -350,7 +350,7 @@ def bench_widgets(repeats: int = 10, max_jets: int = None) -> dict:
     timed("TokenExplorer, hover", lambda: setattr(scatter, "hover", int(rng.choice(seen))))
     three = SHIPPED["backbone"], tokenizer, few
     playground = timed("Playground, first picture", lambda: GenerationPlayground(*three))
-    timed("Playground, step", lambda: (playground.growing.add(2), playground.step()))
+    timed("Playground, step", lambda: (playground.growing.add(2), playground.grow("draw")))
     playground.growing.codes, playground.growing.finished = [1] * 110, False
     timed("Playground, late picture", playground.show)
     late = figures["Playground, late picture [ms]"] / figures["Playground, step [ms]"]
