@@ -557,9 +557,7 @@ def compare_runs(
     return rows
 
 # %% ../nbs/07_run.ipynb #705fc990
-def _bench(
-    name: str,  # data, observables, vqvae, gpt or widgets
-):
+def _bench(name: str):  # data, observables, vqvae, gpt or widgets
     "Print throughputs and ratios."
     benches = importlib.import_module("omnijet.speed").BENCHES
     if name not in benches:
@@ -568,9 +566,7 @@ def _bench(
         bench()
 
 
-def _test(
-    arguments: list = (),  # further words for pytest, behind -- if they begin with a dash
-):
+def _test(arguments: list = ()):  # further words for pytest, behind -- if they begin with a dash
     "Run the tests and every chapter's examples (in a clone)."
     root = chapters_dir().parent
     if not (root / "tests").is_dir():
@@ -607,7 +603,7 @@ COMMANDS = {  # a function and those of its parameters that are options; capital
 }
 
 
-def _read(where) -> tuple:  # first line, {parameter: (type, default, comment)}
+def _read(where) -> tuple:  # first sentence, {parameter: (type, default, comment)}
     "A function or dataclass as its source tells it: nothing is imported for a help text."
     module, name = where.split(".")
     source = Path(omnijet.__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
@@ -624,7 +620,7 @@ def _read(where) -> tuple:  # first line, {parameter: (type, default, comment)}
         kind = ast.unparse(node.annotation) if node.annotation else type(value).__name__
         comment = lines[node.lineno - 1].partition("# ")[2]
         found[name] = kind.removesuffix(" | None"), value, comment
-    return " ".join(ast.get_docstring(told).split("\n\n")[0].split()), found
+    return " ".join(ast.get_docstring(told).split()).partition(". ")[0].rstrip("."), found
 
 # %% ../nbs/07_run.ipynb #04216940
 def parser() -> argparse.ArgumentParser:
@@ -665,10 +661,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 # %% ../nbs/07_run.ipynb #946ffeae
-def main(
-    words: list = None,  # default: those of the command line
-) -> int:  # the exit status
-    "Entry point of the console script."
+def main(words: list = None) -> int:  # the exit status
+    "Entry point of the console script; words: default those of the command line."
     values = {name: x for name, x in vars(parser().parse_args(words)).items() if x is not None}
     traceback = values.pop("traceback", False)
     module, name = COMMANDS[values.pop("command")].split()[0].split(".")
