@@ -332,7 +332,9 @@ def _run_chapters(folder, chapters, chosen, values, force):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     made_by = {"preset": values["preset"], "seed": values["seed"], **origin()}
     made_by["date"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    state, prints = {"chapters": {}, "files": {}, **_content(folder / "state.json")}, {}
+    old, prints = _content(folder / "state.json"), {}
+    states = {k: x for k, x in old.get("chapters", old).items() if "code" in x}  # old: version 0.1
+    state = {"chapters": states, "files": old.get("files", {})}
     for name, about in chapters.items():
         prints[name] = fingerprint(about, values, prints)
 
@@ -342,7 +344,7 @@ def _run_chapters(folder, chapters, chosen, values, force):
 
     _merge(results, **made_by, chapters=entries())
     for i, name in enumerate(chosen):
-        about, before = chapters[name], state["chapters"].get(name, {})
+        about, before = chapters[name], states.get(name, {})
         print(f"{f'[{i + 1}/{len(chosen)}] {name}':<28}", end=" ", flush=True)
         if not force and before.get("done") == prints[name]:
             print("unchanged, skipped", flush=True)
@@ -351,7 +353,7 @@ def _run_chapters(folder, chapters, chosen, values, force):
         for part in about["writes"]:
             if force or (before.get("code", code) != code and part != "data"):
                 shutil.rmtree(folder / part, ignore_errors=True)
-        state["chapters"][name] = {"code": code}
+        states[name] = {"code": code}
         _merge(folder / "state.json", **state)
         _merge(results, chapters={other: x for other, x in entries().items() if other != name})
         try:
@@ -367,7 +369,7 @@ def _run_chapters(folder, chapters, chosen, values, force):
         found[name]["peak_gigabytes"] = peaks
         _merge(results, chapters=found)
         _note_files(state["files"], folder, files)
-        state["chapters"][name]["done"] = prints[name]
+        states[name]["done"] = prints[name]
         _merge(folder / "state.json", **state)
     state["files"]["results.json"] = _sha(results)
     _merge(folder / "state.json", **state)

@@ -92,6 +92,22 @@ def test_pictures_and_sockets_whatever_the_environment(tmp_path):
     assert not list(temporary.iterdir())
 
 
+def test_a_run_of_the_first_version_is_made_again(tmp_path):
+    "What its chapters left is removed where they are still there, its numbers with sentences for names go."
+    here = house(tmp_path / "house", "#| default_exp tiny\nreads = []\nwrites = ['tokens']", "print('made')")
+    run = here / "runs" / "smoke"
+    (run / "tokens").mkdir(parents=True)
+    (run / "tokens" / "old.parquet").write_text("")
+    numbers = {"numbers": {"codes in use": {"value": 1.0}}}
+    (run / "results.json").write_text(json.dumps({"chapters": {"00_tiny": numbers, "00a_simulation": numbers}}))
+    (run / "state.json").write_text(json.dumps({"00_tiny": {"code": "…", "done": "…", "files": {}}, "results": "0f"}))
+    done = omnijet("run", cwd=here, PYTHONPATH=str(here))
+    assert done.returncode == 0 and not (run / "tokens").exists(), done.stderr
+    assert {name: entry["numbers"] for name, entry in json.loads((run / "results.json").read_text())["chapters"].items()} == {"00_tiny": []}
+    again = omnijet("run", cwd=here, PYTHONPATH=str(here))
+    assert "unchanged, skipped" in again.stdout and omnijet("run", "--verify", run).returncode == 0
+
+
 def test_errors_of_a_chapter_are_one_line(tmp_path):
     here = house(tmp_path / "house", "raise ValueError('first\\nsecond')")
     done = omnijet("run", cwd=here, PYTHONPATH=str(here))
