@@ -31,7 +31,7 @@ setup(
     packages=["omnijet", "omnijet.chapters", "omnijet.sample"],
     package_dir={"omnijet": "omnijet", "omnijet.chapters": "nbs", "omnijet.sample": "data"},
     package_data={
-        "omnijet": ["pretrained/*", "pretrained/*/*"],
+        "omnijet": ["*.js", "*.css", "pretrained/*", "pretrained/*/*"],
         "omnijet.chapters": ["*.ipynb", "presets/*.yaml"],
         "omnijet.sample": ["*.parquet", "README.md"],
     },

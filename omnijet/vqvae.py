@@ -6,7 +6,8 @@
 __all__ = ['MIRRORS', 'nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'NormFormerBlock', 'NormFormer', 'MLP', 'VQVAE',
            'BinnedTokenizer', 'load_tokenizer', 'tokenize_files', 'new_tokenizer', 'mass_resolution']
 
-# %% ../nbs/01_vqvae.ipynb #7a093807
+# %% ../nbs/01_vqvae.ipynb #62cf0aeb
+from functools import partial
 from pathlib import Path
 
 import awkward as ak
@@ -14,63 +15,52 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin
 from torch import nn
 from tqdm.auto import tqdm
 
 from .files import OmnijetError
 from omnijet.data import (
-    FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, jet_files, read_jets, write_tokens,
+    FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, iter_jets, jet_files, process_of,
+    write_tokens,
 )
 from .observables import jet_mass
 from .statistics import resolution
 from .training import batches, device
 from omnijet.models import (
-    Linear, PretrainedMixin, build_model, check_shapes, find_pretrained, load_weights,
-    read_config, read_gabbro,
+    Linear, PretrainedMixin, check_shapes, find_pretrained, read_config, read_gabbro,
 )
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
-def nearest(
-    z: torch.Tensor,         # (N, F)
-    codebook: torch.Tensor,  # (K, F)
-) -> torch.Tensor:           # (N,) int64
+def nearest(z, codebook) -> torch.Tensor:  # (N, F), (K, F) -> (N,) int64
     "The index of the nearest code of each row."
     z, codebook = z.detach().float(), codebook.detach().float()
     if z.device.type == "cpu" and len(codebook) >= 1024:
-        return _nearest_by_tree(z, codebook)
-    square = (codebook * codebook).sum(1)                                           # (K,)
-    chunks = z.split(max(1, (2**21 if z.device.type == "cpu" else 2**27) // len(codebook)))   # what stays in a cache
-    return torch.cat([torch.addmm(square, chunk, codebook.T, alpha=-2).argmin(1) for chunk in chunks])
+        from scipy.spatial import cKDTree
 
-
-def _nearest_by_tree(z, codebook):
-    from scipy.spatial import cKDTree
-
-    tree = cKDTree(codebook.numpy(), balanced_tree=False, compact_nodes=False)
-    return torch.from_numpy(tree.query(z.numpy(), workers=torch.get_num_threads())[1])
+        tree = cKDTree(codebook.numpy(), balanced_tree=False, compact_nodes=False)
+        return torch.from_numpy(tree.query(z.numpy(), workers=torch.get_num_threads())[1])
+    square = (codebook * codebook).sum(1)  # (K,)
+    size = (2**21 if z.device.type == "cpu" else 2**27) // len(codebook)  # what stays in a cache
+    products = (torch.addmm(square, part, codebook.T, alpha=-2) for part in z.split(max(1, size)))
+    return torch.cat([distances.argmin(1) for distances in products])
 
 # %% ../nbs/01_vqvae.ipynb #0109fb9b
-def kmeans(
-    z: torch.Tensor,   # (N, F)
-    num_codes: int,
-    rounds: int = 10,
-) -> torch.Tensor:     # (num_codes, F)
-    "Centres of `num_codes` clusters (Lloyd's algorithm from random rows); with fewer rows than codes, rows and their neighbourhood."
+def kmeans(z, num_codes: int) -> torch.Tensor:  # (N, F) -> (num_codes, F)
+    "Centres of clusters (Lloyd's algorithm); if there are too few rows, these and points nearby."
     if len(z) <= num_codes:
         copies = z[torch.randint(len(z), (num_codes - len(z),), device=z.device)]
         return torch.cat([z, copies + 0.01 * z.std(0, correction=0) * torch.randn_like(copies)])
     centres = z[torch.randperm(len(z), device=z.device)[:num_codes]]
-    for _ in range(rounds):
+    for _ in range(10):
         codes = nearest(z, centres)
-        count = torch.bincount(codes, minlength=num_codes)[:, None]                  # (K, 1)
-        total = torch.zeros_like(centres).index_add_(0, codes, z)
+        count = torch.bincount(codes, minlength=num_codes)[:, None]  # (K, 1)
+        total = torch.zeros_like(centres).index_add_(0, codes, z)  # (K, F)
         centres = torch.where(count > 0, total / count.clamp(min=1), centres)
     return centres
 
 # %% ../nbs/01_vqvae.ipynb #4d217fcb
 class AffineTransform(nn.Module):
-    "The learned map of the whole codebook: e → (1 + lr·scale)·e + lr·bias."
+    "The learned map of the whole codebook, equation 3."
 
     def __init__(self, feature_size: int, lr_scale: float):
         super().__init__()
@@ -78,109 +68,114 @@ class AffineTransform(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, feature_size))
         self.lr_scale = lr_scale
 
-    def forward(self, codebook):
+    def forward(self, codebook):  # (K, F)
         return (1 + self.lr_scale * self.scale) * codebook + self.lr_scale * self.bias
 
     def inverse(self, z):
         return (z - self.lr_scale * self.bias) / (1 + self.lr_scale * self.scale)
 
-# %% ../nbs/01_vqvae.ipynb #395a9280
-class VectorQuant(nn.Module):
-    """A codebook that learns: vqtorch's VectorQuant (straight-through, affine, synchronized) with a mask.
 
-    Raises `OmnijetError` for encoder outputs that are not finite. Paper: section II B, appendix A 1; Huh et al., arXiv:2305.08842.
-    """
+class VectorQuant(nn.Module):
+    "A codebook that learns: vqtorch's VectorQuant with a mask. Paper: section II B, appendix A 1."
 
     def __init__(
-        self,
-        feature_size: int,
-        num_codes: int,
-        beta: float = 0.9,         # share of the codebook's side in the loss, 1 − β is the encoder's
+        self, feature_size: int, num_codes: int,
+        beta: float = 0.9,         # share of the codebook's side in equation 2
         sync_nu: float = 1.0,      # ν: share of the task's gradient that codes get
-        affine_lr: float = 2.0,    # learning-rate scale of the affine map; 0: no map
+        affine_lr: float = 2.0,    # λ of the affine map; 0: no map
         replace_freq: int = 10,    # steps without a hit after which a code is replaced; 0: never
         kmeans_init: bool = True,  # start from k-means of the first training batch
     ):
         super().__init__()
-        if not 0 <= beta <= 1:
-            raise OmnijetError(f"beta is {beta}, expected 0 … 1")
-        self.feature_size, self.num_codes, self.beta, self.sync_nu, self.replace_freq = feature_size, num_codes, beta, sync_nu, replace_freq
+        self.num_codes, self.replace_freq = num_codes, replace_freq
+        self.beta, self.sync_nu = beta, sync_nu
         self.codebook = nn.Embedding(num_codes, feature_size)
-        if affine_lr > 0:
-            self.affine_transform = AffineTransform(feature_size, affine_lr)
-        if replace_freq > 0:
-            self.register_buffer("_counts", torch.full((num_codes,), float(replace_freq)))   # steps left to each code
+        self.affine_transform = AffineTransform(feature_size, affine_lr) if affine_lr > 0 else None
+        if replace_freq > 0:  # steps left to each code
+            self.register_buffer("_counts", torch.full((num_codes,), float(replace_freq)))
         if kmeans_init:
             self.register_buffer("data_initialized", torch.zeros(1))
 
     def get_codebook(self):
         "The codebook after the affine map, (K, F)."
         weight = self.codebook.weight
-        return self.affine_transform(weight) if hasattr(self, "affine_transform") else weight
+        return self.affine_transform(weight) if self.affine_transform else weight
 
+    @torch.no_grad()
     def _place(self, index, z):
-        "Set codes so that after the affine map they are at `z`."
-        self.codebook.weight.data[index] = self.affine_transform.inverse(z) if hasattr(self, "affine_transform") else z
-        if torch.distributed.is_initialized():                                      # every process the same codebook
-            torch.distributed.broadcast(self.codebook.weight.data, 0)
+        "Set codes so that after the affine map they are at `z`, in every process."
+        weight = self.codebook.weight.data
+        weight[index] = self.affine_transform.inverse(z) if self.affine_transform else z
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(weight, 0)
 
 # %% ../nbs/01_vqvae.ipynb #ba5e86ba
-def _mse(a, b, weight):
-    "Mean squared difference of (N, F) and (N, F), with weights (N,) or None."
+def _mean_square(a, b, weight):  # (N, F), (N, F), (N,) or None
     return F.mse_loss(a, b) if weight is None else ((a - b).square() * weight[:, None]).mean()
 
 
+def _usage(q, num_codes):
+    "How often each code was hit (K,), and what there is to say about it."
+    hits = torch.bincount(q, minlength=num_codes)
+    perplexity = torch.exp(-torch.xlogy(hits / len(q), hits / len(q)).sum())
+    return hits, {"used": (hits > 0).float().mean(), "perplexity": perplexity}
+
+
 @patch
-@torch.compiler.disable            # how many rows there are and which codes are dead depends on the data
+@torch.compiler.disable  # how many rows there are and which codes are dead depends on the data
 def forward(
     self: VectorQuant,
-    z: torch.Tensor,            # (…, F) encoder outputs
-    mask: torch.Tensor = None,  # (…) bool: True where real; None: everywhere
-    weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and as a place for codes; None: all the same
-):                              # z_q (…, F), zero where masked, and a dict
-    "Quantize. The dict: z, z_q (N, F) and q (N,) of the N real positions, loss, perplexity, used (share of the codes hit), replaced."
+    z: torch.Tensor,              # (…, F) encoder outputs
+    mask: torch.Tensor = None,    # (…) bool: True where real; None: everywhere
+    weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and draws codes
+):                                # z_q (…, F), zero where masked, and a dict
+    "Quantize. The dict: codes q (N,) of the real positions, loss, perplexity, used, replaced."
     if mask is None:
         mask = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
     with torch.autocast(z.device.type, enabled=False):
-        rows = z[mask].float()                                                      # (N, F)
-        w = None if weight is None else weight[mask].float()                        # (N,)
-        if not torch.isfinite(rows).all():
-            raise OmnijetError(f"{(~torch.isfinite(rows)).sum()} components of the encoder's output are not finite: the training diverged, or the features are broken")
+        rows = z[mask].float()  # (N, F)
+        w = None if weight is None else weight[mask].float()  # (N,)
+        if wrong := int((~torch.isfinite(rows)).sum()):
+            raise OmnijetError(f"{wrong} components of the encoder's output are not finite: "
+                               "broken features, or a training that diverged")
         if self.training and hasattr(self, "data_initialized") and not self.data_initialized:
-            with torch.no_grad():
-                self._place(slice(None), kmeans(rows if w is None else rows[torch.multinomial(w, len(rows), replacement=True)], self.num_codes))
-                self.data_initialized.fill_(1)
-        codebook = self.get_codebook()                                              # (K, F)
-        q = nearest(rows, codebook)                                                 # (N,)
-        e = F.embedding(q, codebook)                                                # (N, F)
-        loss = (1 - self.beta) * _mse(rows, e.detach(), w) + self.beta * _mse(e, rows.detach(), w)
-        through = rows + (e - rows).detach() + self.sync_nu * (e - e.detach())      # e, with the gradients of rows and ν·e
-    hits = torch.bincount(q, minlength=self.num_codes)                              # (K,)
-    share = hits / len(q)
-    replaced = self._replace(hits, rows, w) if self.training and self.replace_freq else hits.new_zeros(())
-    return torch.zeros_like(z, dtype=through.dtype).masked_scatter(mask[..., None], through), {
-        "z": rows, "z_q": e, "q": q, "loss": loss, "used": (hits > 0).float().mean(), "replaced": replaced,
-        "perplexity": torch.exp(-torch.xlogy(share, share).sum())}
+            drawn = slice(None) if w is None else torch.multinomial(w, len(rows), replacement=True)
+            self._place(slice(None), kmeans(rows.detach()[drawn], self.num_codes))
+            self.data_initialized.fill_(1)
+        codebook = self.get_codebook()  # (K, F)
+        q = nearest(rows, codebook)  # (N,)
+        e = F.embedding(q, codebook)  # (N, F)
+        loss = ((1 - self.beta) * _mean_square(rows, e.detach(), w)
+                + self.beta * _mean_square(e, rows.detach(), w))  # equation 2
+        z_q = rows + (e - rows).detach()  # equation 1
+        z_q = z_q + self.sync_nu * (e - e.detach())  # nothing, but its gradient
+    hits, usage = _usage(q, self.num_codes)
+    replaced = hits.new_zeros(())
+    if self.training and self.replace_freq:
+        replaced = self._replace(hits, rows, w)
+    z_q = torch.zeros_like(z, dtype=z_q.dtype).masked_scatter(mask[..., None], z_q)
+    return z_q, {"q": q, "loss": loss, "replaced": replaced, **usage}
 
 
 @patch
 @torch.no_grad()
-def _replace(self: VectorQuant, hits, rows, weight=None):
-    "Put codes that were not hit for `replace_freq` steps onto random rows of this batch, the likelier the larger their weight; how many."
+def _replace(self: VectorQuant, hits, rows, weight):
+    "Put codes that were not hit for long onto rows, likelier where the weight is large; how many."
     if torch.distributed.is_initialized():
-        hits = hits.clone()
         torch.distributed.all_reduce(hits)
     self._counts.sub_(1)
     self._counts[hits > 0] = self.replace_freq
-    dead = torch.nonzero(self._counts <= 0)[:len(rows), 0]                          # more than rows: the rest next time
+    dead = torch.nonzero(self._counts <= 0)[:len(rows), 0]  # others: the next time
     if len(dead):
-        self._place(dead, rows[torch.randperm(len(rows), device=rows.device)[:len(dead)] if weight is None else torch.multinomial(weight, len(dead))])
+        drawn = (torch.randperm(len(rows), device=rows.device)[:len(dead)] if weight is None
+                 else torch.multinomial(weight, len(dead)))
+        self._place(dead, rows[drawn])
         self._counts[dead] = self.replace_freq
     return torch.tensor(float(len(dead)), device=rows.device)
 
 # %% ../nbs/01_vqvae.ipynb #6ec7cb79
 class NormFormerBlock(nn.Module):
-    "Self-attention and an MLP, each with layer norms and a residual connection; the identity at initialisation."
+    "Self-attention and an MLP, each between layer norms and with a bypass; at first the identity."
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -189,23 +184,27 @@ class NormFormerBlock(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), nn.Dropout(dropout), Linear(width, width))
+        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(),
+                                 nn.Dropout(dropout), Linear(width, width))
+        last = self.mlp[-1]
         nn.init.xavier_uniform_(self.qkv.weight)
-        for zero in (self.qkv.bias, self.out.bias, self.norm1.weight, self.mlp[-1].weight, self.mlp[-1].bias):
+        for zero in (self.qkv.bias, self.out.bias, self.norm1.weight, last.weight, last.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x, mask):                                                     # (B, L, W), (B, L) bool
+    def forward(self, x, mask):  # (B, L, W), (B, L) bool
         B, L, W = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)   # (B, H, L, W/H) each
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=self.dropout * self.training)
+        qkv = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1)  # (B, L, 3, H, W/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, L, W/H) each
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask[:, None, None, :], dropout_p=self.dropout * self.training)
         x = x + self.norm2(self.out(attended.transpose(1, 2).reshape(B, L, W)))
         return x + self.mlp(x)
 
-# %% ../nbs/01_vqvae.ipynb #7a771b87
+
 class NormFormer(nn.Module):
     "Linear, `blocks` NormFormer blocks, linear: (B, L, n_in) → (B, L, n_out)."
 
-    def __init__(self, n_in: int, n_out: int, width: int, blocks: int, heads: int, dropout: float = 0.0):
+    def __init__(self, n_in: int, n_out: int, width: int, blocks: int, heads: int, dropout=0.0):
         super().__init__()
         self.project_in = Linear(n_in, width)
         self.blocks = nn.ModuleList([NormFormerBlock(width, heads, dropout) for _ in range(blocks)])
@@ -219,223 +218,208 @@ class NormFormer(nn.Module):
 
 
 class MLP(nn.Sequential):
-    "Each position by itself through `layers` hidden layers with ReLU: (B, L, n_in) → (B, L, n_out)."
+    "Each position by itself, `layers` hidden layers with ReLU: (B, L, n_in) → (B, L, n_out)."
 
     def __init__(self, n_in: int, n_out: int, width: int, layers: int = 3):
         sizes = [n_in, *[width] * layers]
-        hidden = [layer for a, b in zip(sizes, sizes[1:]) for layer in (Linear(a, b), nn.ReLU())]
+        hidden = [part for pair in zip(sizes, sizes[1:]) for part in (Linear(*pair), nn.ReLU())]
         super().__init__(*hidden, Linear(width, n_out))
 
     def forward(self, x, mask=None):
         return super().forward(x)
 
-# %% ../nbs/01_vqvae.ipynb #418c142a
-class VQVAE(PretrainedMixin, nn.Module, PyTorchModelHubMixin, library_name="omnijet", tags=["jets", "tokenizer"], license="mit"):
-    """A tokenizer that learns its codebook: conditional (NormFormer, sees the jet) or unconditional (MLP, sees one constituent).
-
-    Defaults are the paper's (section II B, appendix A 1). `save_pretrained`, `from_pretrained` and `push_to_hub` take a folder or a hub name; the
-    folder (config.json, model.safetensors) is all that is needed to encode and decode. Raises `OmnijetError` for sizes that do not fit.
-    """
+# %% ../nbs/01_vqvae.ipynb #7a771b87
+class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
+    "A tokenizer that learns; by default the paper's, conditional (section II B, appendix A 1)."
 
     def __init__(
         self,
         codebook_size: int = 512,
-        conditional: bool = True,
-        width: int = 128,             # of the blocks, or of the MLP's layers
-        blocks: int = 4,              # NormFormer blocks in the encoder, and in the decoder; hidden layers of the MLP
+        conditional: bool = True,    # sees the whole jet, or (unconditional) one constituent
+        width: int = 128,            # of the blocks, or of the MLP's layers
+        blocks: int = 4,             # in the encoder, and in the decoder; hidden layers of the MLP
         heads: int = 8,
-        latent: int = 4,              # components of a code
+        latent: int = 4,             # components of a code
         dropout: float = 0.0,
-        alpha: float = 10.0,          # weight of the quantizer's loss
-        beta: float = 0.9,
-        sync_nu: float = 1.0,
-        affine_lr: float = 2.0,
-        replace_freq: int = 10,
-        kmeans_init: bool = True,
-        quantizer: str = "omnijet",   # or "vqtorch": the original, where it is installed
-        pt_power: float = 0.0,        # a constituent counts in the training as p_T^pt_power
-        pt_shift: float = 1.8,        # features: ln p_T − pt_shift, angles · angle_factor
+        alpha: float = 10.0,         # weight of the quantizer's loss
+        beta: float = 0.9, sync_nu: float = 1.0, affine_lr: float = 2.0,  # of `VectorQuant`
+        replace_freq: int = 10, kmeans_init: bool = True,
+        quantizer: str = "omnijet",  # or "vqtorch": the original, where it is installed
+        pt_power: float = 0.0,       # a constituent counts in the training as p_T^pt_power
+        pt_shift: float = 1.8,       # features: ln p_T − pt_shift, angles · angle_factor
         angle_factor: float = 3.0,
     ):
         super().__init__()
         if width % heads and conditional:
             raise OmnijetError(f"width is {width}, expected a multiple of heads ({heads})")
-        self.codebook_size, self.conditional, self.alpha, self.pt_power = codebook_size, conditional, alpha, pt_power
+        if quantizer not in ("omnijet", "vqtorch"):
+            raise OmnijetError(f"quantizer is {quantizer!r}, expected omnijet or vqtorch")
+        stack, sizes = MLP, (width, blocks)
+        if conditional:
+            stack, sizes = NormFormer, (width, blocks, heads, dropout)
+        self.codebook_size, self.conditional = codebook_size, conditional
+        self.alpha, self.pt_power = alpha, pt_power
         self.scaling = FeatureScaling(pt_shift, angle_factor)
-        stack = (lambda a, b: NormFormer(a, b, width, blocks, heads, dropout)) if conditional else (lambda a, b: MLP(a, b, width, blocks))
-        self.encoder = stack(len(FEATURES), latent)
-        self.quantizer = _quantizer(quantizer)(
+        self.encoder = stack(len(FEATURES), latent, *sizes)
+        self.quantizer = (VectorQuant if quantizer == "omnijet" else _vqtorch())(
             feature_size=latent, num_codes=codebook_size, beta=beta, sync_nu=sync_nu,
             affine_lr=affine_lr, replace_freq=replace_freq, kmeans_init=kmeans_init)
-        self.decoder = stack(latent, len(FEATURES))
+        self.decoder = stack(latent, len(FEATURES), *sizes)
+
+    def forward(self, x, mask, weight=None):  # (B, L, 3) scaled features, (B, L) bool, (B, L)
+        "The reconstruction (B, L, 3) in scaled features, and what the quantizer says."
+        z_q, quantized = self.quantizer(self.encoder(x, mask), mask, weight)
+        return self.decoder(z_q, mask), quantized
 
 
-def _quantizer(name):
-    "The class of the quantizer: ours, or vqtorch's behind the same call."
-    if name == "omnijet":
-        return VectorQuant
-    if name != "vqtorch":
-        raise OmnijetError(f"quantizer is {name!r}, expected omnijet or vqtorch")
+def _vqtorch():
+    "The original quantizer behind the call of ours."
     try:
         from vqtorch.nn import VectorQuant as Original
     except ImportError as error:
-        raise OmnijetError("quantizer 'vqtorch' needs the package vqtorch (pip install omnijet[vqtorch])") from error
+        raise OmnijetError("quantizer 'vqtorch': pip install omnijet[vqtorch]") from error
 
     class Vqtorch(Original):
-        def __init__(self, **settings):
-            super().__init__(**settings, dim=-1)
-
         def forward(self, z, mask, weight=None):
             if weight is not None:
                 raise OmnijetError("quantizer 'vqtorch' knows no weights: pt_power must be 0")
-            through, out = super().forward(z[mask][None])                            # (1, N, F): it knows no padding
+            z_q, out = super().forward(z[mask][None])  # (1, N, F): no padding
             q = out["q"].reshape(-1)
-            hits = torch.bincount(q, minlength=self.num_codes)
-            share = hits / len(q)
-            return torch.zeros_like(z).masked_scatter(mask[..., None], through), {
-                "z": out["z"].flatten(0, -2), "z_q": out["z_q"].flatten(0, -2), "q": q, "loss": out["loss"], "used": (hits > 0).float().mean(),
-                "replaced": hits.new_zeros(()), "perplexity": torch.exp(-torch.xlogy(share, share).sum())}
-    return Vqtorch
+            hits, usage = _usage(q, self.num_codes)
+            z_q = torch.zeros_like(z).masked_scatter(mask[..., None], z_q)
+            return z_q, {"q": q, "loss": out["loss"], "replaced": hits.new_zeros(()), **usage}
 
-# %% ../nbs/01_vqvae.ipynb #123386d4
+    return partial(Vqtorch, dim=-1)
+
+# %% ../nbs/01_vqvae.ipynb #c9b29c4b
 @patch
-def forward(self: VQVAE, x, mask, weight=None):   # (B, L, 3) scaled features, (B, L) bool, (B, L) weights in the quantizer
-    "The reconstruction (B, L, 3) in scaled features, and what the quantizer says."
-    z_q, quantized = self.quantizer(self.encoder(x, mask), mask, weight)
-    return self.decoder(z_q, mask), quantized
-
-
-@patch
-def loss(self: VQVAE, batch):        # x (B, L, 3) in GeV and radians, mask (B, L)
-    "Reconstruction and quantizer loss of a batch, and what happens in the codebook. Paper: section II B (with `pt_power` 0)."
+def loss(self: VQVAE, batch: dict) -> dict:  # x (B, L, 3) in GeV and radians, mask (B, L)
+    "Equation A1, its parts, and what happens in the codebook. Weights are p_T^`pt_power`."
     x, mask = self.scaling.scale(batch["x"]), batch["mask"]
     weight = (self.pt_power * x[..., 0]).exp() if self.pt_power else None
-    reconstruction, quantized = self(x, mask, weight)
-    error = _mse(reconstruction[mask].float(), x[mask].float(), None if weight is None else weight[mask].float())
-    return {"loss": error + self.alpha * quantized["loss"], "reconstruction": error.detach(), "quantizer": quantized["loss"].detach(),
-            "perplexity": quantized["perplexity"], "codes_used": quantized["used"], "codes_replaced": quantized["replaced"],
-            "weight": mask.sum()}
+    again, quantized = self(x, mask, weight)
+    weight = None if weight is None else weight[mask].float()
+    reconstruction = _mean_square(again[mask].float(), x[mask].float(), weight)
+    return {
+        "loss": reconstruction + self.alpha * quantized["loss"], "weight": mask.sum(),
+        "reconstruction": reconstruction.detach(), "quantizer": quantized["loss"].detach(),
+        "perplexity": quantized["perplexity"], "codes_used": quantized["used"],
+        "codes_replaced": quantized["replaced"],
+    }
 
-# %% ../nbs/01_vqvae.ipynb #c562ca9c
-def _as_sequences(jets) -> Ragged:
-    "The constituents of jets, or constituents themselves, end to end; `OmnijetError` for what no tokenizer can mean."
+# %% ../nbs/01_vqvae.ipynb #418c142a
+def _check_lengths(sequences, what):
+    wrong = np.flatnonzero((sequences.lengths < 1) | (sequences.lengths > MAX_CONSTITUENTS))
+    if len(wrong):
+        raise OmnijetError(f"jet {wrong[0]} has {sequences.lengths[wrong[0]]} {what}, "
+                           f"expected 1 … {MAX_CONSTITUENTS} ({len(wrong)} such jets)")
+
+
+def _constituents(jets) -> Ragged:
+    "The constituents of jets, or constituents themselves, end to end, checked."
     if "constituents" not in ak.fields(jets):
         jets = ak.zip({"constituents": jets}, depth_limit=1)
-    missing = [name for name in FEATURES if name not in ak.fields(jets["constituents"])]
+    fields = ak.fields(jets["constituents"])
+    missing = [name for name in FEATURES if name not in fields]
     if missing:
-        raise OmnijetError(f"constituents have no field {', '.join(missing)} (have: {', '.join(ak.fields(jets['constituents'])) or 'none'})")
+        raise OmnijetError(f"constituents have no field {', '.join(missing)} "
+                           f"(have: {', '.join(fields)})")
     sequences = Ragged.from_jets(jets)
     _check_lengths(sequences, "constituents")
-    bad = np.flatnonzero(~(np.isfinite(sequences.content).all(axis=1) & (sequences.content[:, 0] > 0)))
+    x = sequences.content
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1) | (x[:, 0] <= 0))
     if len(bad):
         jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
-        pt, eta, phi = sequences.content[bad[0]]
-        raise OmnijetError(f"jet {jet}, constituent {bad[0] - sequences.offsets[jet]}: pt = {pt:g} GeV, eta_rel = {eta:g}, phi_rel = {phi:g}, "
+        found = "pt = {:g} GeV, eta_rel = {:g}, phi_rel = {:g}".format(*x[bad[0]])
+        raise OmnijetError(f"jet {jet}, constituent {bad[0] - sequences.offsets[jet]}: {found}, "
                            f"expected finite numbers and pt > 0 ({len(bad)} such constituents)")
     return sequences
 
 
-def _check_lengths(sequences, what):
-    wrong = np.flatnonzero((sequences.lengths < 1) | (sequences.lengths > MAX_CONSTITUENTS))
-    if len(wrong):
-        raise OmnijetError(f"jet {wrong[0]} has {sequences.lengths[wrong[0]]} {what}, expected 1 … {MAX_CONSTITUENTS} ({len(wrong)} such jets)")
-
-
-def _token_sequences(tokens, codebook_size) -> Ragged:
-    "Tokens (n, var) end to end; `OmnijetError` for a token outside the codebook."
+def _tokens(tokens, codebook_size) -> Ragged:
+    "Tokens (n, var) end to end, checked."
     tokens = ak.Array(tokens)
     sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
     _check_lengths(sequences, "tokens")
-    given = ak.to_numpy(ak.flatten(tokens))
-    bad = np.flatnonzero((sequences.content < 0) | (sequences.content >= codebook_size) | (sequences.content != given))
+    x, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
+    bad = np.flatnonzero((x < 0) | (x >= codebook_size) | (x != given))
     if len(bad):
         jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
-        raise OmnijetError(f"jet {jet} has token {given[bad[0]]}, expected 0 … {codebook_size - 1} ({len(bad)} such tokens)")
+        raise OmnijetError(f"jet {jet} has token {given[bad[0]]}, "
+                           f"expected 0 … {codebook_size - 1} ({len(bad)} such tokens)")
     return sequences
 
-
-def _map(function, sequences, batch_size, device, progress) -> Ragged:
-    "`function(x, mask)` of each batch (B, L, …), at the real positions, as sequences in the order they came."
-    pieces, order = [], []
-    for batch in batches(sequences, batch_size, device=device, progress=progress):
-        pieces.append(function(batch["x"], batch["mask"])[batch["mask"]].cpu().numpy())
-        order.append(batch["index"].cpu().numpy())
+# %% ../nbs/01_vqvae.ipynb #123386d4
+@patch
+@torch.inference_mode()
+def _batched(self: VQVAE, function, sequences, batch_size, progress) -> Ragged:
+    "Rows (N, …) that `function(x, mask)` gives for real positions; nothing learns meanwhile."
+    rows, order, training = [], [], self.training
+    where = next(self.parameters()).device
+    self.eval()
+    try:
+        for batch in batches(sequences, batch_size, device=where, progress=progress):
+            rows.append(function(batch["x"], batch["mask"]).cpu().numpy())
+            order.append(batch["index"].cpu().numpy())
+    finally:
+        self.train(training)
     if not order:
-        return Ragged(np.zeros((0,)), [0])
+        return Ragged(np.zeros(0), [0])
     order = np.concatenate(order)
-    return Ragged(np.concatenate(pieces), np.concatenate([[0], np.cumsum(sequences.lengths[order])]))[np.argsort(order)]
+    offsets = np.concatenate([[0], np.cumsum(sequences.lengths[order])])
+    return Ragged(np.concatenate(rows), offsets)[np.argsort(order)]
 
-# %% ../nbs/01_vqvae.ipynb #6810dd97
+
 @patch
 def encode(
     self: VQVAE,
-    jets: ak.Array,            # jets, or their constituents alone; 1 … 128 each
-    batch_size: int = 128,     # jets; more suit a GPU
+    jets: ak.Array,         # jets, or their constituents alone; 1 … 128 each
+    batch_size: int = 128,  # jets; more suit a GPU
     progress: bool = False,
-) -> ak.Array:                 # (n, var) int64, 0 … codebook_size − 1, one token a constituent in the order of the jet
-    "Tokens of jets. Raises `OmnijetError` for jets without or with too many constituents, pt ≤ 0 or numbers that are not finite."
-    sequences = _as_sequences(jets)
-    with _evaluating(self):
-        tokens = _map(self._codes, sequences, batch_size, next(self.parameters()).device, "encode" if progress else None)
+) -> ak.Array:              # (n, var) int64, 0 … codebook_size − 1
+    "A token for each constituent. `OmnijetError` for jets that are empty, too long or not finite."
+    def codes(x, mask):  # (B, L, 3), (B, L) -> (N,)
+        return self.quantizer(self.encoder(self.scaling.scale(x), mask), mask)[1]["q"]
+
+    sequences = _constituents(jets)
+    tokens = self._batched(codes, sequences, batch_size, "encode" if progress else None)
     return ak.unflatten(tokens.content.astype(np.int64), sequences.lengths)
 
 
 @patch
-def _codes(self: VQVAE, x, mask):
-    "Tokens of a padded batch (B, L); 0 at padded positions."
-    q = self.quantizer(self.encoder(self.scaling.scale(x), mask), mask)[1]["q"]
-    return torch.zeros_like(mask, dtype=torch.int64).masked_scatter(mask, q)
-
-
-class _evaluating:
-    "No gradients and no learning of the codebook; afterwards the model is in the mode in which it was."
-    def __init__(self, model):
-        self.model, self.training = model, model.training
-
-    def __enter__(self):
-        self.model.eval()
-        self.inference = torch.inference_mode()
-        self.inference.__enter__()
-
-    def __exit__(self, *error):
-        self.inference.__exit__(*error)
-        self.model.train(self.training)
-
-# %% ../nbs/01_vqvae.ipynb #4f1a5fc1
-@patch
 def decode(
     self: VQVAE,
-    tokens,                    # (n, var) ints, 0 … codebook_size − 1
-    batch_size: int = 128,     # jets; more suit a GPU
+    tokens: ak.Array,       # (n, var) ints, 0 … codebook_size − 1
+    batch_size: int = 128,  # jets; more suit a GPU
     progress: bool = False,
-) -> ak.Array:                 # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians, in the order of the tokens
-    "The constituents that tokens stand for. Raises `OmnijetError` for tokens outside the codebook and for jets without or with more than 128."
-    sequences = _token_sequences(tokens, self.codebook_size)
-    with _evaluating(self):
-        codebook = self.quantizer.get_codebook()
-        function = lambda q, mask: self.scaling.unscale(self.decoder(F.embedding(q, codebook) * mask[..., None], mask))
-        decoded = _map(function, sequences, batch_size, codebook.device, "decode" if progress else None)
-    return Ragged(decoded.content.reshape(-1, len(FEATURES)), sequences.offsets).to_constituents()
+) -> ak.Array:              # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians
+    "The constituents that tokens stand for. `OmnijetError` for tokens outside the codebook."
+    def constituents(q, mask):  # (B, L), (B, L) -> (N, 3)
+        z_q = F.embedding(q, self.quantizer.get_codebook()) * mask[..., None]
+        return self.scaling.unscale(self.decoder(z_q, mask))[mask]
+
+    sequences = _tokens(tokens, self.codebook_size)
+    decoded = self._batched(constituents, sequences, batch_size, "decode" if progress else None)
+    return Ragged(decoded.content.reshape(-1, 3), sequences.offsets).to_constituents()
 
 # %% ../nbs/01_vqvae.ipynb #ad7c7e60
-class BinnedTokenizer(PretrainedMixin, ModelHubMixin, library_name="omnijet", tags=["jets", "tokenizer"], license="mit"):
-    """A tokenizer without learning: linear bins in the scaled features, decoded to their centres.
-
-    What lies outside the edges goes to the edge bin; `out_of_range` counts such constituents of the last `encode`. Paper: section III A.
-    """
+class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
+    "Linear bins in the scaled features, decoded to their centres (section III A). No learning."
 
     def __init__(
         self,
-        bins: tuple = (21, 21, 21),                           # of ln p_T, eta_rel, phi_rel
-        edges: tuple = ((-3.0, 5.0), (-2.4, 2.4), (-2.4, 2.4)),  # lowest and highest edge of each scaled feature
-        pt_shift: float = 1.8,
-        angle_factor: float = 3.0,
+        bins: tuple = (21, 21, 21),  # of ln p_T, eta_rel, phi_rel
+        edges: tuple = ((-3.0, 5.0), (-2.4, 2.4), (-2.4, 2.4)),  # (low, high) of these, scaled
+        pt_shift: float = 1.8, angle_factor: float = 3.0,  # of `FeatureScaling`
     ):
         self.bins, self.edges = np.array(bins), np.array(edges, dtype=float)
-        if self.bins.shape != (3,) or (self.bins < 1).any() or self.edges.shape != (3, 2) or (self.edges[:, 0] >= self.edges[:, 1]).any():
-            raise OmnijetError(f"bins {bins} and edges {edges}: expected three numbers of bins and three pairs (low, high)")
+        shapes = self.bins.shape == (3,) and self.edges.shape == (3, 2)
+        if not shapes or (self.bins < 1).any() or (np.diff(self.edges) <= 0).any():
+            raise OmnijetError(f"bins {bins} and edges {edges}: expected three numbers of bins "
+                               "and three pairs (low, high)")
         self.scaling = FeatureScaling(pt_shift, angle_factor)
-        self.codebook_size, self.out_of_range = int(self.bins.prod()), 0
+        self.codebook_size = int(self.bins.prod())
+        self.out_of_range = 0  # constituents of the last `encode` that edge bins took from outside
 
     @classmethod
     def fit(
@@ -443,81 +427,73 @@ class BinnedTokenizer(PretrainedMixin, ModelHubMixin, library_name="omnijet", ta
         jets: ak.Array,
         bins: tuple = (21, 21, 21),
         quantiles: tuple = (0.001, 0.999),  # of each scaled feature, where the outer edges lie
-        **settings,
+        **scaling,                          # of `FeatureScaling`
     ):
         "Bins whose edges are quantiles of jets."
-        scaling = FeatureScaling(**settings)
-        edges = np.quantile(scaling.scale(_as_sequences(jets).content.astype(float)), quantiles, axis=0).T   # (3, 2)
-        return cls(bins=tuple(int(n) for n in bins), edges=tuple(map(tuple, edges.tolist())), **settings)
+        features = FeatureScaling(**scaling).scale(_constituents(jets).content.astype(float))
+        edges = np.quantile(features, quantiles, axis=0).T  # (3, 2)
+        return cls(tuple(map(int, bins)), tuple(map(tuple, edges.tolist())), **scaling)
 
     def encode(self, jets, batch_size=None, progress=False) -> ak.Array:
         "Tokens (n, var) of jets, 0 … codebook_size − 1; the same errors as `VQVAE.encode`."
-        sequences = _as_sequences(jets)
+        sequences = _constituents(jets)
         low, high = self.edges.T
-        place = (self.scaling.scale(sequences.content.astype(float)) - low) / (high - low)      # (N, 3), 0 … 1 between the edges
-        inside = np.clip(np.floor(place * self.bins), 0, self.bins - 1).astype(np.int64)
+        features = self.scaling.scale(sequences.content.astype(float))
+        place = (features - low) / (high - low)  # (N, 3), 0 … 1 within edges
         self.out_of_range = int(((place < 0) | (place > 1)).any(axis=1).sum())
-        return ak.unflatten(np.ravel_multi_index(inside.T, self.bins), sequences.lengths)
+        cell = np.clip(np.floor(place * self.bins), 0, self.bins - 1).astype(np.int64)
+        return ak.unflatten(np.ravel_multi_index(cell.T, self.bins), sequences.lengths)
 
     def decode(self, tokens, batch_size=None, progress=False) -> ak.Array:
-        "The bins' centres as constituents {pt, eta_rel, phi_rel}; the same errors as `VQVAE.decode`."
-        sequences = _token_sequences(tokens, self.codebook_size)
-        cell = np.stack(np.unravel_index(sequences.content, self.bins), axis=1)                 # (N, 3)
+        "Centres of bins as constituents {pt, eta_rel, phi_rel}; the same errors as `VQVAE.decode`."
+        sequences = _tokens(tokens, self.codebook_size)
+        cell = np.stack(np.unravel_index(sequences.content, self.bins), axis=1)  # (N, 3)
         low, high = self.edges.T
-        centre = low + (cell + 0.5) / self.bins * (high - low)
-        return Ragged(self.scaling.unscale(centre).astype(np.float32), sequences.offsets).to_constituents()
+        centre = self.scaling.unscale(low + (cell + 0.5) / self.bins * (high - low))
+        return Ragged(centre.astype(np.float32), sequences.offsets).to_constituents()
 
 # %% ../nbs/01_vqvae.ipynb #4b0a60cc
-@patch(cls_method=True)
-def from_pretrained(
-    cls: VQVAE,
-    name,  # a folder, a shipped name, or a name on the hub
-):
-    "A trained tokenizer. Raises `OmnijetError` for a folder that is not one of this kind."
-    folder = find_pretrained(name)
-    config = read_config(folder, [cls.__name__])
-    return load_weights(build_model(cls, config, folder), folder)
-
-
-@patch(cls_method=True)
-def from_pretrained(cls: BinnedTokenizer, name):
-    "A saved binned tokenizer. Raises `OmnijetError` for a folder that is not one of this kind."
-    folder = find_pretrained(name)
-    return build_model(cls, read_config(folder, [cls.__name__]), folder)
-
-
-def load_tokenizer(
-    name,  # a folder, a shipped name, or a name on the hub
-):
+def load_tokenizer(name):  # a folder, a shipped name, or a name on the hub
     "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`, on the CPU."
+    kinds = {"VQVAE": VQVAE, "BinnedTokenizer": BinnedTokenizer}
     folder = find_pretrained(name)
-    return {"VQVAE": VQVAE, "BinnedTokenizer": BinnedTokenizer}[read_config(folder)["kind"]].from_pretrained(folder)
+    return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder)
 
 # %% ../nbs/01_vqvae.ipynb #8bd212bc
-_NAMES = [("input_projection", "encoder.project_in"), ("encoder_normformer.blocks", "encoder.blocks"), ("latent_projection_in", "encoder.project_out"),
-          ("latent_projection_out", "decoder.project_in"), ("decoder_normformer.blocks", "decoder.blocks"), ("output_projection", "decoder.project_out"),
-          ("vqlayer", "quantizer"), ("attn.in_proj_", "qkv."), ("attn.out_proj", "out")]
+_NAMES = {  # of the published code, and here
+    "input_projection": "encoder.project_in", "encoder_normformer.blocks": "encoder.blocks",
+    "latent_projection_in": "encoder.project_out", "latent_projection_out": "decoder.project_in",
+    "decoder_normformer.blocks": "decoder.blocks", "output_projection": "decoder.project_out",
+    "vqlayer": "quantizer", "attn.in_proj_": "qkv.", "attn.out_proj": "out",
+}
 
 
 @patch(cls_method=True)
-def from_gabbro(
-    cls: VQVAE,
-    path,  # a Lightning checkpoint of the paper authors' VQ-VAE, conditional or unconditional
-):
-    "The tokenizer of a published checkpoint. Raises `OmnijetError` for another model's checkpoint and for one that would execute code."
-    hyper_parameters, state = read_gabbro(path)
-    model, kind = hyper_parameters.get("model_kwargs"), hyper_parameters.get("model_type")
-    if kind not in ("VQVAENormFormer", "Transformer", "MLP") or not isinstance(model, dict) or "vq_kwargs" not in model:
-        raise OmnijetError(f"{path}: model_type is {kind!r}, expected the VQ-VAE checkpoint VQVAENormFormer, Transformer or MLP")
+def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-VAE
+    "The tokenizer of a published checkpoint; `OmnijetError` for another, and for code to execute."
+    found, state = read_gabbro(path)
+    kind, known = found.get("model_type"), ("VQVAENormFormer", "Transformer", "MLP")
+    if kind not in known:
+        raise OmnijetError(f"{path}: model_type is {kind!r}, expected {' or '.join(known)}")
     weights = {}
     for key, value in state.items():
         key = key.removeprefix("model.")
-        for old, new in _NAMES:
-            key = key.replace(old, new)
+        for theirs, ours in _NAMES.items():
+            key = key.replace(theirs, ours)
         weights[key] = value
     try:
-        settings = _gabbro_settings(kind, model)
-        with torch.device("meta"):                                                  # sizes alone reserve no memory
+        model, quantizer = found["model_kwargs"], found["model_kwargs"]["vq_kwargs"]
+        same = ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init")
+        settings = {key: quantizer[key] for key in same if key in quantizer}
+        settings |= {"codebook_size": quantizer["num_codes"], "latent": model["latent_dim"],
+                     "alpha": model["alpha"], "conditional": kind != "MLP"}
+        if kind == "MLP":
+            layers = model["encoder_layers"]
+            settings |= {"width": layers[0], "blocks": len(layers)}
+        else:
+            sizes = {"width": "hidden_dim", "blocks": "num_blocks", "heads": "num_heads"}
+            settings |= {ours: model[theirs] for ours, theirs in sizes.items()}
+        with torch.device("meta"):  # sizes alone reserve no memory
             plan = cls(**settings)
     except Exception as error:
         raise OmnijetError(f"{path}: model_kwargs do not describe a {kind} ({error!r})") from error
@@ -526,78 +502,70 @@ def from_gabbro(
     tokenizer.load_state_dict(weights)
     return tokenizer.eval()
 
-
-def _gabbro_settings(kind, model):
-    "What `VQVAE` takes, from the published names."
-    if kind == "MLP":
-        sizes = dict(conditional=False, width=model["encoder_layers"][0], blocks=len(model["encoder_layers"]))
-    else:
-        sizes = dict(width=model["hidden_dim"], blocks=model["num_blocks"], heads=model["num_heads"])
-    quantizer = {key: model["vq_kwargs"][key] for key in ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init") if key in model["vq_kwargs"]}
-    return dict(codebook_size=model["vq_kwargs"]["num_codes"], latent=model["latent_dim"], alpha=model["alpha"], **sizes, **quantizer)
-
-# %% ../nbs/01_vqvae.ipynb #30ef445c
-MIRRORS = [("eta_rel",), ("phi_rel",), ("eta_rel", "phi_rel")]    # the signs that a jet's mirror images have turned
+# %% ../nbs/01_vqvae.ipynb #8bf9b52d
+MIRRORS = [("eta_rel",), ("phi_rel",), ("eta_rel", "phi_rel")]  # signs that an image has turned
 
 
 def tokenize_files(
-    tokenizer,                 # a tokenizer, or what `load_tokenizer` takes
-    data,                      # a file, folder or glob of JetClass columns
-    out,                       # folder for <Process>.parquet
-    batch_size: int = None,    # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
-    mirror: tuple = (),        # turn the sign of these: eta_rel, phi_rel
+    tokenizer,               # a tokenizer, or what `load_tokenizer` takes
+    data,                    # a file, folder or glob of JetClass columns
+    out,                     # folder; a file of tokens has the name of its file of jets
+    batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
+    mirror: tuple = (),      # turn the sign of these: eta_rel, phi_rel
     progress: bool = True,
-) -> list:                     # the files written
-    "Tokenize files of jets (or of their mirror images), one file of tokens a process. Raises `OmnijetError` where jets or tokenizer cannot be read."
-    name = tokenizer if isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
+) -> list:                   # the files written
+    "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
+    about = {"tokenizer": type(tokenizer).__name__, "mirror": list(mirror)}
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = load_tokenizer(tokenizer)
+        about["tokenizer"], tokenizer = str(tokenizer), load_tokenizer(tokenizer)
         if isinstance(tokenizer, nn.Module):
             tokenizer.to(device())
     batch_size = batch_size or (128 if device().type == "cpu" else 1024)
-    processes = {}
+    sources = {}
     for file in jet_files(data):
-        stem, _, index = Path(file).stem.rpartition("_")
-        processes.setdefault(stem if index.isdigit() and stem else Path(file).stem, []).append(file)
-    written = []
-    for process, files in tqdm(processes.items(), desc="tokenize", unit="process", disable=not progress, leave=False):
+        other = sources.setdefault(Path(out, f"{file.stem}.parquet"), file)
+        if other != file:
+            raise OmnijetError(f"{file}: its tokens and those of {other} would have one name")
+    bar = tqdm(sources.items(), "tokenize", unit="file", disable=not progress, leave=False)
+    for path, file in bar:
         parts = []
-        for file in files:
-            jets = read_jets(file)
-            constituents = ak.zip({name: -jets.constituents[name] if name in mirror else jets.constituents[name] for name in FEATURES})
-            parts.append((tokenizer.encode(constituents, batch_size=batch_size), ak.to_numpy(jets.label), ak.to_numpy(jets.id)))
+        for jets in iter_jets(file):
+            seen = {name: jets.constituents[name] for name in FEATURES}
+            seen |= {name: -seen[name] for name in mirror}
+            tokens = tokenizer.encode(ak.zip(seen), batch_size=batch_size)
+            parts.append((tokens, ak.to_numpy(jets.label), ak.to_numpy(jets.id)))
+        if not parts:
+            raise OmnijetError(f"{file}: no jets to tokenize")
         tokens, label, id = (ak.concatenate(part) for part in zip(*parts))
-        written.append(Path(out, f"{process}.parquet"))
-        write_tokens(tokens, written[-1], label=label, id=id, tokenizer=str(name), codebook_size=tokenizer.codebook_size, mirror=list(mirror))
-    return written
+        write_tokens(tokens, path, label, id, codebook_size=tokenizer.codebook_size, **about)
+        whole = Path(out, f"{process_of(file)}.parquet")
+        if whole not in sources:  # a file of the whole process, as omnijet 0.1 wrote them
+            whole.unlink(missing_ok=True)
+    return list(sources)
 
 # %% ../nbs/01_vqvae.ipynb #00ae088c
 def new_tokenizer(
-    name: str,                    # conditional-K, unconditional-K or binned-N (N bins of each feature)
-    jets: ak.Array = None,        # for the edges of bins
-    width: int = 128,             # of the conditional one
-    blocks: int = 4,
-    heads: int = 8,
-    quantiles: tuple = (0.001, 0.999),  # of each feature, where the bins end
-    **settings,                   # of `VQVAE`
+    name: str,  # conditional-K, unconditional-K or binned-N
+    jets: ak.Array = None,  # for the edges of bins
+    width: int = 128, blocks: int = 4, heads: int = 8,  # of the conditional one
+    **settings,  # of `VQVAE`
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
     kind, _, size = name.rpartition("-")
-    if kind not in ("conditional", "unconditional", "binned") or not size.isdigit() or int(size) < 1:
-        raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K or binned-N, e.g. conditional-512")
-    if kind == "binned":
-        return BinnedTokenizer.fit(jets, bins=(int(size),) * 3, quantiles=quantiles)
-    sizes = dict(width=width, blocks=blocks, heads=heads) if kind == "conditional" else dict(width=128, blocks=3)
-    return VQVAE(int(size), kind == "conditional", **sizes, **settings)
+    n = int(size) if size.isdigit() else 0
+    if n and kind == "binned":
+        return BinnedTokenizer.fit(jets, bins=(n, n, n))
+    if n and kind == "unconditional":
+        return VQVAE(n, conditional=False, width=128, blocks=3, **settings)
+    if n and kind == "conditional":
+        return VQVAE(n, width=width, blocks=blocks, heads=heads, **settings)
+    raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K or binned-N")
 
 
-def mass_resolution(
-    tokenizer,
-    jets: ak.Array,
-    **settings,      # of `omnijet.observables.resolution`
-) -> dict:           # bias, sigma_gauss, half_width with *_error (GeV), n_jets; codes_used: share of the codebook these jets need
-    "What tokens do to the jet mass: reconstructed − original. Paper: section III A."
+def mass_resolution(tokenizer, jets: ak.Array, **settings) -> dict:  # of `statistics.resolution`
+    "What tokens do to the jet mass (reconstructed − original, GeV; section III A), and codes_used."
     tokens = tokenizer.encode(jets)
     decoded = ak.zip({"constituents": tokenizer.decode(tokens)}, depth_limit=1)
     difference = ak.to_numpy(jet_mass(decoded) - jet_mass(jets))
-    return {**resolution(difference, **settings), "codes_used": len(np.unique(ak.to_numpy(ak.flatten(tokens)))) / tokenizer.codebook_size}
+    used = len(np.unique(ak.to_numpy(ak.flatten(tokens)))) / tokenizer.codebook_size
+    return {**resolution(difference, **settings), "codes_used": used}

@@ -18,3 +18,32 @@ def jetclass() -> Path:
     if not folder:
         pytest.skip("OMNIJET_TEST_JETCLASS is not set: no real JetClass jets here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def columns():
+    "JetClass columns of 20 jets of each class."
+    from omnijet.data import sample_jets, to_columns
+
+    return to_columns(sample_jets(max_jets=20))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, columns):
+    "A folder of JetClass's own layout, Parquet and ROOT: 10 classes × 2 files × 60 jets."
+    from omnijet.data import CLASSES, LABELS
+    from omnijet.files import write_columns
+
+    folder = tmp_path_factory.mktemp("JetClass") / "val_5M"
+    for label, process in zip(LABELS, CLASSES):
+        of_class = columns[columns[label]]
+        sixty = of_class[[index % len(of_class) for index in range(60)]]
+        write_columns(sixty, folder / f"{process}_120.parquet")
+        write_columns(sixty, folder / f"{process}_121.root")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parquet(shards):
+    "600 jets of ten files."
+    return str(shards / "*.parquet")

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 
 from omnijet.files import OmnijetError
-from omnijet.data import Ragged
-from omnijet.gpt import Cache, GenerativeModel, Vocabulary, attend, load_tokens, next_token_loss, sample, surprise, uniforms
+from omnijet.data import Ragged, write_tokens
+from omnijet.gpt import (
+    Cache, GenerativeModel, Sampling, Vocabulary, attend, load_tokens, next_token_loss, probabilities, sample,
+    surprise, uniforms,
+)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +242,24 @@ def test_bad_options(options, words):
         small().generate(**{"n": 2, "progress": False, **options})
 
 
+def test_options_of_sampling_give_the_label():
+    vocabulary = Vocabulary(30, classes=10)
+    assert Sampling(jet_class="TTBar").label(vocabulary) == Sampling(jet_class=8).label(vocabulary, n=5) == 8
+    assert Sampling(top_k=32, top_p=1, temperature=0).label(Vocabulary(30)) is None
+    with pytest.raises(TypeError, match="temprature"):
+        small().generate(2, temprature=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0}])
+def test_tokens_are_drawn_with_these_probabilities(options):
+    torch.manual_seed(6)
+    scores, n = 2 * torch.randn(1, 20).double(), 20_000
+    p = probabilities(scores, **options)[0].numpy()
+    drawn = sample(scores.expand(n, -1), torch.rand(n, dtype=torch.double), **options).bincount(minlength=20).numpy()
+    assert p.sum() == pytest.approx(1) and (drawn[p == 0] == 0).all()
+    assert (p > 0).sum() == 1 or chisquare(drawn[p > 0], n * p[p > 0]).pvalue > 0.001
+
+
 @pytest.mark.parametrize("jet_class", [None, "Higgs", 10, -1])
 def test_bad_jet_class(jet_class):
     with pytest.raises(OmnijetError, match="TTBar"):
@@ -253,6 +274,17 @@ def test_codes_of_another_tokenizer():
 def test_width_and_heads():
     with pytest.raises(OmnijetError, match="multiple"):
         GenerativeModel(10, width=30, heads=4)
+
+
+def test_so_many_jets_each_with_its_mirror_images(tmp_path):
+    codes = np.arange(12).reshape(6, 2)
+    for i, split in enumerate(("train", "train_eta_rel", "train_phi_rel", "train_eta_rel_phi_rel")):
+        tokens = ak.Array((100 * i + codes).tolist())
+        write_tokens(tokens, tmp_path / "tokens" / split / "TTBar.parquet", label=np.full(6, 8))
+    few = load_tokens(tmp_path, "train", mirrored=True, max_jets=2, seed=3)
+    first = few.content.reshape(4, 2, 2)
+    assert (first == 100 * np.arange(4)[:, None, None] + first[0]).all() and first[0].max() < 12
+    assert (load_tokens(tmp_path, "train", max_jets=2, seed=3).content == first[0].ravel()).all()
 
 
 def test_missing_tokens_name_the_chapter(tmp_path):

@@ -1,5 +1,6 @@
 """Simulation: against plain loops, against other processes and executors, and what goes wrong."""
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import pytest
 
 from omnijet import simulation
 from omnijet.data import CLASSES, LABELS, read_jets
-from omnijet.files import OmnijetError, read_metadata
-from omnijet.simulation import BENDING, FIELD, HALF_LENGTH, HCAL, RADIUS, Particles, cluster, decay_partons, detect, directions, energy_flow, make_shard, propagate, shapes, simulate, simulate_files, stable_particles, start_pythia, tracking_efficiency, truth_matched
+from omnijet.files import OmnijetError, holds, read_metadata, write_columns
+from omnijet.simulation import (BENDING, FIELD, HALF_LENGTH, HCAL, RADIUS, Particles, cluster, decay_partons,
+                                detect, directions, energy_flow, link_jetclass, make_shard, propagate, shapes,
+                                simulate, simulate_files, stable_particles, start_pythia, tracking_efficiency,
+                                truth_matched)
 from omnijet.statistics import two_sample_auc
 
 
@@ -207,6 +211,11 @@ def test_the_vincia_shower_starts():
     assert len(pythia.nextBatch(2)) == 2 and pythia.settings.mode("PartonShowers:model") == 2
 
 
+def test_neither_pythia_nor_fastjet_says_anything(capfd):
+    assert len(simulate("ZToQQ", 2, settings=["PartonShowers:model = 2"])) == 2
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("process", CLASSES)
 def test_every_class(process, monkeypatch):
     monkeypatch.setattr(simulation, "BATCH", 20)
@@ -271,12 +280,15 @@ def test_dask_makes_the_same_jets(one_worker, tmp_path):
 def test_metadata_tells_how_a_file_was_made(tmp_path, monkeypatch):
     monkeypatch.setattr(simulation, "BATCH", 10)
     softer = "TimeShower:alphaSvalue = 0.12"
-    varied = simulation.Shard(str(tmp_path / "WToQQ_00002.parquet"), "WToQQ", 2, 1, 2, (softer,), command="omnijet simulate …")
+    varied = simulation.Shard(str(tmp_path / "WToQQ_00002.parquet"), "WToQQ", 2, 1, 2, (softer,))
     assert make_shard(varied) == 2
     about = read_metadata(varied.path)
     assert about["settings"] == [softer] and softer in about["pythia"]
-    assert (about["process"], about["n"], about["seed"], about["index"], about["command"]) == ("WToQQ", 2, 1, 2, "omnijet simulate …")
-    assert {"omnijet", "pythia8mc", "fastjet"} <= about["versions"].keys()
+    assert (about["process"], about["n"], about["seed"], about["index"]) == ("WToQQ", 2, 1, 2)
+    program, word, *options = shlex.split(about["command"])
+    assert (program, word) == ("omnijet", "simulate")
+    assert {"--classes=WToQQ", "--n=2", "--seed=1", "--start=2", f"--settings={softer}"} <= {*options}
+    assert {"omnijet", "pythia8mc", "fastjet"} <= about["origin"]["versions"].keys()
     plain = simulate("WToQQ", 2, shard=2)
     assert not ak.array_equal(plain.jet_pt, ak.from_parquet(varied.path).jet_pt)
 
@@ -288,12 +300,26 @@ def test_root_files_hold_the_same_jets(tmp_path, monkeypatch):
     shards = [simulation.Shard(str(tmp_path / f"TTBarLep_00000.{kind}"), "TTBarLep", 4, 1, 0) for kind in ("root", "parquet")]
     for shard in shards:
         make_shard(shard)
-        assert shard.is_done()
+        assert holds(shard.path, shard.facts())
     tree, parquet = uproot.open(shards[0].path)["tree"], ak.from_parquet(shards[1].path)
     assert set(parquet.fields) <= set(tree.keys())
     for name in parquet.fields:
         assert tree[name].array().to_list() == parquet[name].to_list(), name
     assert ak.array_equal(read_jets(shards[0].path), read_jets(shards[1].path))
+
+
+def test_as_many_files_of_jetclass_are_linked_as_are_needed(tmp_path):
+    jets = ak.from_parquet(Path(__file__).parents[1] / "data" / "TTBar.parquet")[:30]
+    for i in range(3):
+        write_columns(jets[10 * i : 10 * i + 10], tmp_path / "test_20M" / f"TTBar_{100 + i}.root")
+    for again in range(2):
+        links = link_jetclass(tmp_path, tmp_path / "run", "test", {"TTBar": 11})
+        assert [link.name for link in links] == ["TTBar_100.root", "TTBar_101.root"]
+        assert all(link.resolve().parent == tmp_path.resolve() / "test_20M" for link in links)
+    with pytest.raises(OmnijetError, match="30 jets of TTBar, 31 asked for"):
+        link_jetclass(tmp_path, tmp_path / "run", "test", {"TTBar": 31})
+    with pytest.raises(OmnijetError, match="no such folder"):
+        link_jetclass(tmp_path, tmp_path / "run", "val", {"TTBar": 1})
 
 
 def test_rounded_numbers_stay_close():
@@ -342,8 +368,8 @@ def test_jets_of_other_pythia_settings_are_not_taken_for_these(tmp_path, monkeyp
     monkeypatch.setattr(simulation, "BATCH", 10)
     shard = simulation.Shard(str(tmp_path / "WToQQ_00000.parquet"), "WToQQ", 2, 1, 0)
     make_shard(shard)
-    assert shard.is_done()
+    assert holds(shard.path, shard.facts())
     monkeypatch.setattr(simulation, "COMMON", (*simulation.COMMON, "TimeShower:alphaSvalue = 0.12"))
     with pytest.raises(OmnijetError, match=r"pythia \[\], expected \['TimeShower:alphaSvalue = 0.12'\]"):
-        shard.is_done()
-    assert not shard.is_done(replace=True)
+        holds(shard.path, shard.facts())
+    assert not holds(shard.path, shard.facts(), replace=True)

@@ -5,13 +5,16 @@ import awkward as ak
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
-from omnijet.data import FeatureScaling, Ragged, sample_jets
-from omnijet.files import OmnijetError
+from omnijet.data import CLASSES, FeatureScaling, Ragged, sample_jets, to_columns
+from omnijet.files import OmnijetError, write_columns
 from omnijet.observables import observables
-from omnijet.token_quality import QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_jets, code_reconstructions, compare_tokenizers, coverage, evaluate, matching_bins, measure, occupied_cells, open_tokenizer, plot_class_differences, predict, reconstruct, resolutions, run_tokenizers, score_trainings, train_tagger
-from omnijet.statistics import auc
+from omnijet.token_quality import (
+    QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_jets,
+    code_reconstructions, compare_tokenizers, confusion, coverage, evaluate, matching_bins, measure, occupied_cells,
+    open_tokenizer, plot_class_differences, plot_confusion, predict, reconstruct, resolutions, run_tokenizers,
+    score_trainings, train_tagger,
+)
 from omnijet.vqvae import VQVAE, BinnedTokenizer
 
 
@@ -156,18 +159,34 @@ def test_tokenizers_of_a_run(binned, tmp_path):
         class_jets(tmp_path, "test", 10)
 
 
+@pytest.mark.filterwarnings("ignore:.*no file of")
+def test_tops_of_a_run_are_the_same_jets_and_more(tmp_path, jets):
+    for label in (2, 8):
+        write_columns(to_columns(jets[jets.label == label]), tmp_path / "data" / "test" / f"{CLASSES[label]}_00000.parquet")
+    with pytest.warns(UserWarning, match="ZJetsToNuNu"):
+        equal, more = class_jets(tmp_path, "test", 15), class_jets(tmp_path, "test", 15, 30)
+    assert np.bincount(equal.label).tolist() == [0, 0, 15] + 5 * [0] + [15]
+    assert np.bincount(more.label).tolist() == [0, 0, 15] + 5 * [0] + [30]
+    assert ak.almost_equal(more[:30], equal)      # the classifiers' jets do not change with `tops`
+
+
+def test_confusion_is_drawn():
+    import matplotlib.pyplot as plt
+    labels = np.array([0, 0, 0, 1, 1])
+    shares = confusion(np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]]), labels)
+    np.testing.assert_allclose(shares, [[2 / 3, 1 / 3, 0], [0, 1, 0], [0, 0, 0]])
+    fig = plot_confusion({"one": shares, "other": shares.tolist()}, ["a", "b", "c"])
+    assert [ax.get_title() for ax in fig.axes] == ["one", "other"]
+    assert [text.get_text() for text in fig.axes[1].texts] == [".67", ".33", "", "", "1.00", "", "", "", ""]
+    assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == ["a", "b", "c"]
+    plt.close(fig)
+
+
 def test_matching_bins():
     sigma = {8: 16.0, 16: 8.0, 32: 4.0}
     assert matching_bins(sigma, 8.0) == pytest.approx(16)
     assert matching_bins(sigma, np.sqrt(32)) == pytest.approx(np.sqrt(16 * 32))
     assert matching_bins(sigma, 3.9) is None and matching_bins(sigma, 17.0) is None and matching_bins(sigma, 0.0) is None
-
-
-def test_auc_is_scikit_learns():
-    rng = np.random.default_rng(1)
-    truth, scores = rng.random(500) < 0.3, np.round(rng.random(500), 2)      # with ties
-    assert auc(scores, truth) == pytest.approx(roc_auc_score(truth, scores))
-    assert np.isnan(auc(scores, np.ones(500, bool)))
 
 
 def test_scores_with_an_absent_class_and_seeds():

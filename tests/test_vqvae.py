@@ -2,18 +2,22 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import awkward as ak
 import numpy as np
 import pytest
 import torch
 
+from omnijet import vqvae
 from omnijet.files import OmnijetError, read_metadata, write_columns
-from omnijet.data import Ragged, read_tokens, sample_jets, to_columns
+from omnijet.data import Ragged, read_jets, read_tokens, sample_jets, to_columns
 from omnijet.gpt import load_tokens
+from omnijet.models import PretrainedMixin, find_pretrained, read_gabbro
 from omnijet.training import TrainingConfig, train
-from omnijet.vqvae import MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, kmeans, load_tokenizer, mass_resolution, nearest, new_tokenizer, tokenize_files
-from omnijet.models import find_pretrained, read_gabbro
+from omnijet.vqvae import (
+    MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, kmeans, load_tokenizer, mass_resolution, nearest, new_tokenizer, tokenize_files,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -330,14 +334,40 @@ def test_tokenize_files(tmp_path):
     n = 30
     jets = ak.zip({"constituents": some_jets([20] * n), "pt": np.full(n, 600.0), "eta": np.zeros(n), "phi": np.zeros(n),
                    "label": np.full(n, 8), "id": np.arange(n)}, depth_limit=1)
-    for shard in range(2):
-        write_columns(to_columns(jets), tmp_path / "data" / f"TTBar_{shard:03d}.parquet")
+    for name in ("TTBar_000", "TTBar_001", "HToBB_000"):
+        write_columns(to_columns(jets), tmp_path / "data" / f"{name}.parquet")
     model = scrambled()
+    out = tmp_path / "tokens"
+    out.mkdir()
+    for old in ("TTBar", "other"):
+        (out / f"{old}.parquet").write_bytes(b"")                                    # omnijet 0.1 wrote a file a process
+    files = tokenize_files(model, tmp_path / "data", out, progress=False)
+    assert [f.name for f in files] == ["HToBB_000.parquet", "TTBar_000.parquet", "TTBar_001.parquet"]    # by class, then name
+    assert not (out / "TTBar.parquet").exists() and (out / "other.parquet").exists()
+    (out / "other.parquet").unlink()
+    table, read = read_tokens(out), read_jets(tmp_path / "data")
+    assert ak.all(table.tokens == model.encode(read)) and ak.all(table.id == read.id) and len(set(table.id.tolist())) == 3 * n
+    assert set(table.label.tolist()) == {8}
+    assert {"tokenizer": "VQVAE", "codebook_size": 64, "mirror": []}.items() <= read_metadata(files[0]).items()
+
+
+def test_files_are_tokenized_batch_by_batch(tmp_path, monkeypatch):
+    "No more jets than a batch are in memory, and the tokens are those of all of them together."
+    jets = sample_jets(["TTBar"], 50)
+    write_columns(to_columns(jets), tmp_path / "data" / "TTBar_000.parquet")
+    model, seen, encode = scrambled(), [], VQVAE.encode
+    monkeypatch.setattr(vqvae, "iter_jets", partial(vqvae.iter_jets, batch_size=20))
+    monkeypatch.setattr(VQVAE, "encode", lambda self, jets, **settings: seen.append(len(jets)) or encode(self, jets, **settings))
     files = tokenize_files(model, tmp_path / "data", tmp_path / "tokens", progress=False)
-    table = read_tokens(files[0])
-    assert [f.name for f in files] == ["TTBar.parquet"] and len(table) == 2 * n and len(set(table.id.tolist())) == 2 * n
-    assert set(table.label.tolist()) == {8} and ak.all(table.tokens[:n] == table.tokens[n:])
-    assert read_metadata(files[0])["codebook_size"] == 64
+    assert seen == [20, 20, 10] and ak.all(read_tokens(files).tokens == encode(model, jets))
+
+
+def test_two_files_of_one_name(tmp_path):
+    for folder in ("a", "b"):
+        write_columns(to_columns(sample_jets(["TTBar"], 5)), tmp_path / "data" / folder / "TTBar_000.parquet")
+    with pytest.raises(OmnijetError, match="b/TTBar_000.parquet: its tokens and those of .*a/TTBar_000.parquet would have one name"):
+        tokenize_files(BinnedTokenizer(), tmp_path / "data", tmp_path / "tokens", progress=False)
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_weights_of_constituents():
@@ -443,6 +473,31 @@ def test_folders_that_are_not_tokenizers(tmp_path):
         load_tokenizer(tmp_path / "a")
 
 
+class Sized(PretrainedMixin, torch.nn.Module):
+    "A model whose `__init__` takes something that no configuration can hold."
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def settings(self):
+        return {"sizes": [self.layer.in_features, self.layer.out_features]}
+
+    @classmethod
+    def from_settings(cls, settings):
+        return cls(torch.nn.Linear(*settings["sizes"]))
+
+
+def test_models_with_a_configuration_of_their_own(tmp_path):
+    model = Sized(torch.nn.Linear(3, 5))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["sizes"] == [3, 5]
+    again = Sized.from_pretrained(tmp_path)
+    assert not again.training and torch.equal(again.layer.weight, model.layer.weight)
+    with pytest.raises(OmnijetError, match="kind is 'Sized', expected VQVAE or BinnedTokenizer"):
+        load_tokenizer(tmp_path)
+
+
 class Hostile:
     def __init__(self, function, marker):
         self.function, self.marker = function, marker
@@ -461,6 +516,7 @@ def test_no_code_of_a_checkpoint_is_executed(tmp_path, zipped, function, name):
     with pytest.raises(OmnijetError, match=f"hostile.ckpt: refused to load .*{name}"):
         VQVAE.from_gabbro(tmp_path / "hostile.ckpt")
     assert (tmp_path / "marker").exists() == (name != "mkdir")
+
 
 def test_other_checkpoints(golden, tmp_path):
     torch.save({"hyper_parameters": {"model_type": "BackboneGenerative", "model_kwargs": {}}, "state_dict": {}}, tmp_path / "other.ckpt")

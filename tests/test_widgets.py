@@ -1,5 +1,9 @@
 """Widgets without a browser: what they compute, save and refuse. What a user sees is tested in tests/browser."""
 import io
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import awkward as ak
 import ipywidgets as W
@@ -8,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from omnijet import widgets
+from omnijet import panels, widgets
 from omnijet.data import CLASSES, FEATURES, sample_folder, sample_jets, write_tokens
 from omnijet.files import OmnijetError
 from omnijet.gpt import GenerativeModel
@@ -52,7 +56,7 @@ def open_widgets():
 # codes
 
 def test_code_use_counts_what_a_loop_counts(conditional, jets):
-    use = widgets.CodeUse(conditional, jets)
+    use = panels.CodeUse(conditional, jets)
     assert list(use.steps(70)) == [70, 140, 200]
     use.collect()
     tokens = conditional.encode(use.jets)
@@ -71,7 +75,7 @@ def test_code_use_counts_what_a_loop_counts(conditional, jets):
 
 
 def test_contexts_of_a_conditional_tokenizer_differ(conditional, jets):
-    use = widgets.CodeUse(conditional, jets)
+    use = panels.CodeUse(conditional, jets)
     next(use.steps(100))
     use.collect()
     contexts = use.contexts(5, n=30)
@@ -80,7 +84,7 @@ def test_contexts_of_a_conditional_tokenizer_differ(conditional, jets):
 
 
 def test_latent_plane_keeps_most_of_the_codebook(conditional):
-    plane = widgets.latent_plane(conditional)
+    plane = panels.latent_plane(conditional)
     codebook = conditional.quantizer.get_codebook().detach().double().numpy()
     assert np.isclose(plane.var(0).sum(), np.sort(np.linalg.eigvalsh(np.cov(codebook.T, ddof=0)))[-2:].sum())
 
@@ -157,9 +161,9 @@ def test_browser_filters_and_moves(jets, conditional):
 def test_saved_files_hold_the_table(jets, conditional):
     browser = widgets.JetBrowser(jets, conditional)
     table = browser.table()
-    back = pq.read_table(io.BytesIO(widgets.saved("Parquet", [browser.canvas.panel], table)))
+    back = pq.read_table(io.BytesIO(panels.saved("Parquet", [browser.canvas.panel], table)))
     assert back.column_names == list(table) and np.array_equal(back["pt"].to_numpy(), table["pt"])
-    csv = np.genfromtxt(io.BytesIO(widgets.saved("CSV", [browser.canvas.panel], table)), delimiter=",", names=True)
+    csv = np.genfromtxt(io.BytesIO(panels.saved("CSV", [browser.canvas.panel], table)), delimiter=",", names=True)
     assert np.allclose(csv["code"], table["code"])
 
 
@@ -173,24 +177,24 @@ def test_no_jets(widget, jets):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "top_k": 5}, {"temperature": 0}])
 def test_step_by_step_is_generate(model, grid, options):
-    growing = widgets.Growing(model, grid, seed=4, number=2, jet_class="TTBar", **options)
+    growing = panels.Growing(model, grid, seed=4, number=2, jet_class="TTBar", **options)
     while not growing.finished:
         growing.draw()
     assert growing.codes == model.generate(1, seed=4, first=2, jet_class="TTBar", progress=False, **options)[0].to_list()
 
 
 def test_expected_probabilities(model, grid):
-    growing = widgets.Growing(model, grid, jet_class="HToBB", temperature=0.7)
+    growing = panels.Growing(model, grid, jet_class="HToBB", temperature=0.7)
     tokens, p = growing.expected(10_000)
     assert np.isclose(p.sum(), 1) and 0 not in tokens and model.vocabulary.stop not in tokens      # an empty jet cannot stop
-    growing.top_k = 3
+    growing.options = replace(growing.options, top_k=3)
     assert len(growing.expected()[0]) == 3
-    growing.temperature = 0
+    growing.options = replace(growing.options, temperature=0)
     assert growing.expected()[1].tolist() == [1.0] and growing.expected()[0][0] == tokens[0]
 
 
 def test_by_hand_undo_and_the_longest_jet(model, grid):
-    growing = widgets.Growing(model, grid, jet_class="HToBB")
+    growing = panels.Growing(model, grid, jet_class="HToBB")
     growing.add(model.vocabulary.stop)
     assert not growing.finished and growing.codes == []
     for _ in range(130):
@@ -206,7 +210,7 @@ def test_by_hand_undo_and_the_longest_jet(model, grid):
 
 def test_places_are_the_decoded_jets(model, conditional):
     small = GenerativeModel(64, width=16, blocks=1, heads=2)
-    growing = widgets.Growing(small, conditional)
+    growing = panels.Growing(small, conditional)
     growing.codes = [3, 9, 9]
     expected = [[conditional.decode([[3, 9, 9, c]])[0, -1][f] for f in FEATURES] for c in (0, 63)]
     assert np.allclose(growing.places([1, 64]), expected, rtol=1e-4)
@@ -233,14 +237,14 @@ def test_playground_generates_in_the_background_and_stops(model, grid, jets):
 
 def test_next_tokens_are_saved_with_their_places(model, grid, jets):
     playground = widgets.GenerationPlayground(model, grid, jets)
-    playground.step()
+    playground.grow("draw")
     table = playground.next_table()
     drawn = playground.bars.panel["layers"][0]
     assert np.array_equal(table["probability"], drawn["value"]) and len(table["code"]) == 20
     assert np.array_equal(np.where(table["code"] < 0, model.vocabulary.stop, table["code"] + 1), drawn["ids"])
     places = playground.growing.places(table["code"][table["code"] >= 0] + 1)
     assert np.array_equal(np.stack([table[f] for f in FEATURES], 1)[table["code"] >= 0], places)
-    playground.finish()
+    playground.grow("draw", True)
     assert len(playground.next_table()["code"]) == 0
 
 
@@ -281,10 +285,10 @@ def test_scoring_stops_between_jets(tmp_path, model, grid, jets):
     JetClassifier.from_generative(model).save_pretrained(folder)
     (folder / "result.json").write_text('{"strategy": "scratch", "size": 100, "seed": 1, "accuracy": 0.8}')
     explorer = widgets.TransferExplorer(tmp_path)
-    steps = explorer.scoring(explorer.found[0], "one", batch=8)
+    steps = explorer.scoring(explorer.found[0], batch=8)
     assert next(steps) == 8 and next(steps) == 16 and explorer.work.bar.max == 40
     steps.close()
-    assert len(explorer.shown[0]) == 16 and "one" not in explorer.scores and set(explorer.shown[1]) == {0, 1}
+    assert len(explorer.shown[0]) == 16 and not explorer.scores and set(explorer.shown[1]) == {0, 1}
 
 
 # work, headless, missing
@@ -293,7 +297,7 @@ def test_an_error_in_the_background_is_told():
     def fails():
         yield 1
         raise OmnijetError("jet 3 is odd")
-    work = widgets.Work()
+    work = panels.Work()
     work.start(fails(), 10, "jets")
     work.wait()
     assert work.text.value == "OmnijetError: jet 3 is odd" and work.bar.bar_style == "danger"
@@ -346,3 +350,49 @@ def test_without_argument_the_shipped_models_are_shown(tmp_path, monkeypatch):
     assert explorer.use.size == 512 and len(explorer.use.jets) == 10_000
     playground = widgets.GenerationPlayground()
     assert playground.growing.tokenizer.codebook_size == 8192 and set(playground.jets.label) == {0, 8}      # the paper's two classes
+
+
+# bare constituents
+
+def test_constituents_without_classes_are_browsed(jets, conditional, monkeypatch):
+    from matplotlib.figure import Figure
+
+    bare = conditional.decode(conditional.encode(jets[:12]))
+    browser = widgets.JetBrowser(bare, conditional)
+    assert browser.title.value.startswith("<h4>jet 0 · mass") and len(browser.classes.options) == 1
+    browser.move(3)
+    assert (browser.table()["code"] == np.asarray(conditional.encode(bare[3:4])[0])).all()
+    with pytest.raises(OmnijetError, match="jets have no label"):
+        widgets.TokenExplorer(conditional, bare)
+    with pytest.raises(OmnijetError, match="constituents have no field eta_rel, phi_rel"):
+        widgets.JetBrowser(bare[["pt"]], conditional)
+    monkeypatch.setenv("OMNIJET_HEADLESS", "1")
+    assert isinstance(widgets.JetBrowser(bare, conditional), Figure)
+
+
+# the canvas
+
+def test_canvas_is_what_the_browser_gets():
+    canvas = panels.Canvas()
+    assert str(canvas._esm) == panels.CANVAS.read_text()
+    assert str(canvas._css) == panels.CANVAS.with_suffix(".css").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node here")
+def test_canvas_is_javascript(tmp_path):
+    module = tmp_path / "canvas.mjs"
+    shutil.copy(panels.CANVAS, module)
+    subprocess.run(["node", "--check", module], check=True)
+    code = f"import canvas from '{module}'; process.exit(typeof canvas.render === 'function' ? 0 : 1)"
+    subprocess.run(["node", "--input-type=module", "--eval", code], check=True)
+
+
+def test_canvas_is_linted():
+    def eslint(*given):
+        return subprocess.run(["npx", "--yes", "--prefer-offline", "eslint@9", *given], capture_output=True, text=True, timeout=120)
+
+    if not shutil.which("npx") or eslint("--version").returncode:
+        pytest.skip("no eslint, and npm does not bring it here")
+    rules = Path(__file__).parent / "browser" / "eslint.config.mjs"
+    done = eslint("--config", rules, "--max-warnings", "0", panels.CANVAS)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from omnijet.files import OmnijetError, write_columns
 from omnijet.data import read_jets, read_tokens, sample_jets, to_columns, write_tokens  # noqa: E402
+from omnijet.files import OmnijetError, write_columns  # noqa: E402
 from omnijet.run import read_preset  # noqa: E402
 
 EXTREMES = [bytes(8), b"\xff" * 8, (2**31 - 1).to_bytes(4, "little"), (2**31 - 1).to_bytes(4, "big"), (2**63 - 1).to_bytes(8, "little"), b"\xfe\xff\xff\xff\x0f", b"\x7f"]

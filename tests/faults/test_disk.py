@@ -7,11 +7,11 @@ import tasks
 import torch
 from faults import ENV, OMNIJET, disk, fill, finished, plain, read_only, tables, weights
 
-from omnijet.files import OmnijetError, write_columns
-from omnijet.statistics import number, record
 from omnijet.data import to_columns, write_tokens
+from omnijet.files import OmnijetError, write_columns
 from omnijet.gpt import GenerativeModel
 from omnijet.observables import save_figure
+from omnijet.statistics import number, record
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ WRITERS = {  # name: write(folder, columns, 0 or 1: an earlier or a later versio
     "parquet": lambda folder, columns, i: write_columns(columns[i:], folder / "x.parquet"),
     "root": lambda folder, columns, i: write_columns(columns[i:], folder / "x.root"),
     "tokens": lambda folder, columns, i: write_tokens([[i, 1, 2]] * 50_000, folder / "x.parquet", id=range(50_000)),
-    "results": lambda folder, columns, i: record(folder, "03_gpt", {f"number {k}": number(i) for k in range(300)}),
+    "results": lambda folder, columns, i: record(folder, "03_gpt", [number("median_mass", i, size=k) for k in range(300)]),
     "figure": lambda folder, columns, i: figure(folder, "ab"[i]),
     "model": lambda folder, columns, i: model(folder / "model", i),
 }

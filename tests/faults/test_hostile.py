@@ -12,13 +12,12 @@ import torch
 from faults import ROOT
 
 import omnijet
-from omnijet.files import OmnijetError
+from omnijet.files import OmnijetError, read_checkpoint, read_weights
 from omnijet.gpt import Backbone, GenerativeModel
+from omnijet.models import read_gabbro
 from omnijet.run import read_preset
-from omnijet.files import read_checkpoint, read_weights
 from omnijet.transfer import JetClassifier
 from omnijet.vqvae import BinnedTokenizer, VQVAE, load_tokenizer
-from omnijet.models import read_gabbro
 
 
 class Command:
