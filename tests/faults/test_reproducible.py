@@ -217,11 +217,11 @@ def test_verify_names_what_changed(house, alone, tmp_path):
     weights[-1] ^= 1
     (run / "backbone" / "model.safetensors").write_bytes(weights)
     (run / "results.json").write_text((run / "results.json").read_text().replace("0.", "1.", 1))
-    (run / "tokens" / "test" / "TTBar.parquet").unlink()
+    (run / "tokens" / "test" / "TTBar_00002.parquet").unlink()
     (run / "tokens" / "more.parquet").write_bytes(b"")
     done = verify()
     assert done.returncode == 1 and {tuple(line.split()) for line in done.stdout.splitlines()} == {
-        ("changed", "backbone/model.safetensors"), ("changed", "results.json"), ("missing", "tokens/test/TTBar.parquet"), ("added", "tokens/more.parquet")}
+        ("changed", "backbone/model.safetensors"), ("changed", "results.json"), ("missing", "tokens/test/TTBar_00002.parquet"), ("added", "tokens/more.parquet")}
     done = subprocess.run([*OMNIJET, "run", "--verify", str(tmp_path / "nosuch")], capture_output=True, text=True, env=ENV)
     assert done.returncode == 1 and "nosuch: not a run" in done.stderr
 
