@@ -22,33 +22,36 @@ from faults import ENV, OMNIJET, ROOT, finished, plain, tables, weights
 from omnijet.files import read_metadata, write_columns
 from omnijet.data import sample_jets, to_columns
 
-CHAPTERS = "01,02,03,04,05"  # those that train and draw; chapters 00 and 00a count what others made
+CHAPTERS = "01,02,03,04,04a,05"  # those that train and draw; the earlier ones count what others made
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")  # 127.0.0.1 and ::1, as /proc/net has them
 FIGURES = ("(8, 9, 10, 11)", "fig06_", "fig14_")  # of many panels, and no numbers: 25 s of each run
 PRESET = {
-    "preset": "tiny", "seed": 1, "workers": 1,
-    "tokenizers": ["conditional-64"], "backbone_tokenizer": "conditional-64", "tokenizer_jets": 300, "tokenizer_val_jets": 100, "tokenizer_width": 8,
-    "tokenizer_blocks": 1, "tokenizer_heads": 2, "tokenizer_epochs": 3, "tokenizer_pt_power": 0.0, "tokenizer_batch_size": 50, "tokenizer_test_jets": 100,
-    "backbone_width": 16, "backbone_blocks": 1, "backbone_heads": 2, "backbone_single": None, "backbone_epochs": 3, "backbone_batch_size": 50,
-    "quality_jets_per_class": 40, "quality_bootstrap": 5, "quality_bins": [8], "coverage_contexts": 3,
-    "classifier_jets_per_class": 20, "classifier_epochs": 1, "classifier_seeds": 1, "classifier_width": 8, "classifier_heads": 2,
-    "generate_n": 60, "classifier_test_n": 40, "classifier_test_epochs": 1, "transformer_test_epochs": 1, "transformer_test_sizes": {"blocks": 1, "class_blocks": 1, "heads": 2, "width": 8},
-    "flow_width": 16, "flow_epochs": 1, "flow_steps": 4,
-    "transfer_sizes": [40], "transfer_strategies": ["finetune", "scratch"], "transfer_seeds": 1, "transfer_max_epochs": [1], "transfer_workers": 1, "transfer_ten_class_jets": 0,
+    "preset": "tiny", "workers": 1,
+    "tokenizers": ["conditional-64"], "backbone_tokenizer": "conditional-64", "tokenizer_jets": {"train": 300, "val": 100},
+    "tokenizer_model": {"width": 8, "blocks": 1, "heads": 2, "replace_freq": 80, "pt_power": 0.0},
+    "tokenizer_training": {"epochs": 3, "batch_size": 50, "lr": 4e-3, "lr_start": 4e-4, "lr_end": 1e-5, "precision": "auto", "compile": False},
+    "backbone_model": {"width": 16, "blocks": 1, "heads": 2}, "backbone_single": None,
+    "backbone_training": {"epochs": 3, "batch_size": 50, "lr": 5e-3, "schedule": "one-cycle", "warmup": 0.1, "patience": None},
+    "quality_jets": {"each_class": 40, "tops": 100}, "quality_bootstrap": 5, "quality_bins": [8], "coverage_contexts": 3,
+    "classifier_jets": 20, "classifier_seeds": 1, "classifier_training": {"epochs": 1, "batch_size": 50},
+    "classifier_model": {"width": 8, "blocks": 1, "class_blocks": 1, "heads": 2},
+    "generate_n": 60, "classifier_test": {"n": 40, "epochs": 1}, "transformer_test_epochs": 1,
+    "transformer_test_model": {"blocks": 1, "class_blocks": 1, "heads": 2, "width": 8},
+    "flow_model": {"width": 16}, "flow_training": {"epochs": 1, "lr": 3e-3}, "flow_steps": 4,
+    "transfer_sizes": [40], "transfer_strategies": ["finetune", "scratch"], "transfer_seeds": 1, "transfer_max_epochs": [1], "transfer_workers": 1,
+    "transfer_training": {"lr": 2.22e-3, "batch_size": 25, "monitor": "error"}, "transfer_ten_class_jets": 0,
 }
+CHANGED = ["tokenizer_training.lr=0.00321", "backbone_training.lr=0.00123"]  # on the command line
 
 
-def only_imports(source):
-    try:
-        return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body)
-    except SyntaxError:
-        return False
-
-
-def is_kept(cell):
+def reduced(cell):
+    "A cell of a chapter, of its examples only the imports and definitions."
     source = "".join(cell["source"])
     experiment = source.startswith("#| eval: false") and not any(figure in source for figure in FIGURES)
-    return "parameters" in cell["metadata"].get("tags", []) or source.startswith("#| export") or experiment or only_imports(source)
+    if "parameters" in cell["metadata"].get("tags", []) or source.startswith("#| ") and (experiment or "eval: false" not in source):
+        return cell
+    kept = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
+    return {**cell, "source": "\n".join(map(ast.unparse, kept))}
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +63,14 @@ def house(tmp_path_factory):
     (house / "data").symlink_to(ROOT / "data")
     for path in (ROOT / "nbs").glob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and is_kept(cell)]
+        notebook["cells"] = [reduced(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
         (house / "nbs" / path.name).write_text(json.dumps(notebook), encoding="utf-8")
     (house / "tiny.yaml").write_text(yaml.safe_dump(PRESET))
     return house
 
 
 def command(*words):
-    return [*OMNIJET, "run", "--preset", "../tiny.yaml", "--only", CHAPTERS, *words]
+    return [*OMNIJET, "run", "--preset", "../tiny.yaml", "--only", CHAPTERS, *(f"-p{change}" for change in CHANGED), *words]
 
 
 def folder_with_jets(house, name):
@@ -155,9 +158,10 @@ def numbers(run):
 def test_the_same_preset_twice_killed_or_not(alone, killed):
     one, (two, kills) = alone[0], killed
     assert kills == 5
-    assert numbers(one) == numbers(two) and set(numbers(one)["chapters"]) == {"01_vqvae", "02_token_quality", "03_gpt", "04_generation", "05_transfer"}
-    values = {name: len([n for n in chapter["numbers"].values() if n["value"] is not None]) for name, chapter in numbers(one)["chapters"].items()}
-    assert all(count >= least for count, least in zip(values.values(), (4, 30, 6, 30, 10), strict=True)), values
+    assert numbers(one) == numbers(two) and list(numbers(one)["chapters"]) == [
+        "01_vqvae", "02_token_quality", "03_gpt", "04_generation", "04a_flow_matching", "05_transfer"]
+    values = {name: len([n for n in chapter["numbers"] if n["value"] is not None]) for name, chapter in numbers(one)["chapters"].items()}
+    assert all(count >= least for count, least in zip(values.values(), (1, 30, 6, 20, 18, 10), strict=True)), values
     assert finished(one) == finished(two)
     assert weights(one) == weights(two) and len(weights(one)) >= 10
     assert tables(one) == tables(two) and len(tables(one)) >= 13
@@ -189,6 +193,17 @@ def test_every_artefact_tells_its_origin(alone):
     assert set(seeds.values()) == {1} and len(seeds) >= 2
 
 
+def test_a_parameter_reaches_the_training_that_it_names(alone):
+    "From the preset, or from the command line: one entry of a dictionary."
+    config = {path.parent.as_posix(): json.loads((alone[0] / path).read_text()) for path in finished(alone[0]) if path.name == "config.json"}
+    training = {name: of["origin"]["training"] for name, of in config.items()}
+    lr = {name: of["lr"] for name, of in training.items()}
+    assert lr["tokenizers/conditional-64"] == 0.00321 and lr["backbone"] == 0.00123, lr
+    assert {name: x for name, x in lr.items() if name.startswith("transfer")} == {
+        "transfer/finetune_40_seed1": 2.22e-3, "transfer/scratch_40_seed1": 2.22e-3}
+    assert training["tokenizers/conditional-64"]["epochs"] == 3 and training["backbone"]["batch_size"] == 50
+
+
 def test_verify_names_what_changed(house, alone, tmp_path):
     run = tmp_path / "tiny"
     shutil.copytree(alone[0], run)
@@ -202,11 +217,11 @@ def test_verify_names_what_changed(house, alone, tmp_path):
     weights[-1] ^= 1
     (run / "backbone" / "model.safetensors").write_bytes(weights)
     (run / "results.json").write_text((run / "results.json").read_text().replace("0.", "1.", 1))
-    (run / "tokens" / "test" / "TTBar.parquet").unlink()
+    (run / "tokens" / "test" / "TTBar_00002.parquet").unlink()
     (run / "tokens" / "more.parquet").write_bytes(b"")
     done = verify()
     assert done.returncode == 1 and {tuple(line.split()) for line in done.stdout.splitlines()} == {
-        ("changed", "backbone/model.safetensors"), ("changed", "results.json"), ("missing", "tokens/test/TTBar.parquet"), ("added", "tokens/more.parquet")}
+        ("changed", "backbone/model.safetensors"), ("changed", "results.json"), ("missing", "tokens/test/TTBar_00002.parquet"), ("added", "tokens/more.parquet")}
     done = subprocess.run([*OMNIJET, "run", "--verify", str(tmp_path / "nosuch")], capture_output=True, text=True, env=ENV)
     assert done.returncode == 1 and "nosuch: not a run" in done.stderr
 
