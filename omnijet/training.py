@@ -46,7 +46,8 @@ class LengthBuckets:
         self.lengths = np.asarray(self.lengths)
         self.batch_size = as_number(self.batch_size, "batch_size", low=1)
         if len(self.lengths) % self.variants:
-            raise OmnijetError(f"{len(self.lengths)} sequences are not {self.variants} variants of each")
+            n = len(self.lengths)
+            raise OmnijetError(f"{n} sequences are not {self.variants} variants of each")
 
     def __len__(self):
         batches = math.ceil(len(self.lengths) / self.variants / self.batch_size)
