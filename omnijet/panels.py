@@ -4,36 +4,29 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'RECONSTRUCTED', 'FAINT', 'ETA', 'PHI', 'CANVAS', 'RAMP', 'axis', 'panel', 'circles', 'jet_panel', 'paint',
-           'picture', 'Canvas', 'link', 'button', 'html', 'row', 'saved', 'save_buttons', 'Work', 'headless', 'note',
-           'constituents_and_labels', 'latent_plane', 'CodeUse', 'code_panels', 'use_panel', 'contexts_panel',
-           'Growing', 'expected_panel', 'growing_panel', 'histogram_panel', 'mass_and_count', 'generated_panels',
-           'read_sweep', 'training_name', 'sweep_panel', 'score_panel']
+           'picture', 'Canvas', 'link', 'control', 'button', 'html', 'row', 'saved', 'framed', 'Work', 'headless',
+           'note', 'shown_jets', 'latent_plane', 'CodeUse', 'code_panels', 'use_panel', 'contexts_panel', 'Growing',
+           'expected_panel', 'growing_panel', 'histogram_panel', 'mass_and_count', 'generated_panels', 'read_sweep',
+           'sweep_panel', 'score_panel']
 
 # %% ../nbs/06a_panels.ipynb #67a64811
-import atexit
-import io
-import json
-import os
-import re
-import threading
-import time
+import atexit, io, json, os, re, threading, time
+from numbers import Real
 from pathlib import Path
 
-import anywidget
+import anywidget, pyarrow.csv, pyarrow.parquet, torch, traitlets
 import awkward as ak
 import ipywidgets as W
 import matplotlib.pyplot as plt
 import numpy as np
-import pyarrow.csv
-import pyarrow.parquet
-import torch
-import traitlets
 from matplotlib.colors import ListedColormap
 
 import omnijet
-from .files import OmnijetError, run_path
+from .files import OmnijetError, as_number, run_path
 from .data import CLASSES, CLASS_NAMES, FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged
+from .data import class_indices, sample_jets
 from .observables import PALETTE, color, flat_constituents, jet_mass, n_constituents
+from .vqvae import BinnedTokenizer
 from .gpt import Sampling, probabilities, sample, uniforms
 from .transfer import METRICS, STRATEGIES, over_seeds
 
@@ -42,38 +35,21 @@ ORIGINAL, RECONSTRUCTED = PALETTE[0], PALETTE[2]
 FAINT = "faint"  # a colour near to that of the page, be it light or dark
 
 
-def axis(
-    label: str = "",  # "p_T [GeV]": what follows an underscore is set as a subscript
-    range: tuple = (0, 1),
-    log: bool = False,
-    names: list | None = None,  # of the positions 0, 1, 2 …, instead of numbers
-) -> dict:
-    "An axis of a panel."
+def axis(label="", range=(0, 1), log=False, names=None) -> dict:
+    "An axis of a panel; `names` stand at the positions 0, 1, 2 …, instead of numbers."
     return {"label": label, "range": [float(end) for end in range], "log": log, "names": names}
 
 
-def panel(
-    x: dict,  # an axis
-    y: dict,
-    *layers,  # dictionaries with `mark`: circles, points, bars, steps or line
-    title: str = "",
-    size: tuple = (320, 320),  # pixels
-    tips: list | str | None = None,  # the text of each mark that has an id, or what precedes the id
-    lasso: bool = False,  # several marks can be selected by drawing around them
-    bar: dict | None = None,  # a colour scale: label, low, high, colors
-) -> dict:
-    "A picture as a dictionary."
-    return {"x": x, "y": y, "layers": [layer for layer in layers if layer], "title": title,
-            "size": list(size), "tips": tips, "lasso": lasso, "bar": bar}
+def panel(x, y, *layers, size=(320, 320), title="", tips=None, lasso=False, bar=None) -> dict:
+    """Two axes and layers, dictionaries with a `mark`: circles, points, bars, steps or line.
+
+    `tips`: the texts of the marks with ids, or what precedes an id; `bar`: a colour scale."""
+    return {"x": x, "y": y, "layers": [layer for layer in layers if layer], "size": list(size),
+            "title": title, "tips": tips, "lasso": lasso, "bar": bar}
 
 # %% ../nbs/06a_panels.ipynb #187bfd94
-def circles(
-    constituents,  # records or arrays pt (GeV), eta_rel, phi_rel
-    color: str,
-    name: str,  # in the legend
-    **more,  # `fill`, an opacity (without it: rings), and `ids`
-) -> dict:
-    "Constituents in the η–φ plane, circles whose area is proportional to p_T."
+def circles(constituents, color: str, name: str, **more) -> dict:  # more: `fill`, `ids`
+    "Constituents in the η–φ plane, area ∝ p_T: disks of an opacity `fill`, or rings."
     pt, eta, phi = (np.asarray(constituents[name], np.float32) for name in FEATURES)
     return {"mark": "circles", "name": name, "color": color,
             "x": eta, "y": phi, "r": 1.1 * np.sqrt(pt), **more}
@@ -82,17 +58,12 @@ def circles(
 ETA, PHI = axis("η_rel", (-0.85, 0.85)), axis("φ_rel", (-0.85, 0.85))
 
 
-def jet_panel(
-    original,  # constituents
-    reconstruction=None,  # … after a tokenizer: rings over the original
-    title: str = "",
-    size: tuple = (400, 400),  # pixels
-) -> dict:
-    "One jet's constituents in the plane; `ids` are their positions in the jet."
+def jet_panel(original, reconstruction=None, size=(400, 400), title="") -> dict:
+    "One jet's constituents, and rings for those after a tokenizer; ids: positions in the jet."
     disks = circles(original, ORIGINAL, "original", fill=0.45, ids=np.arange(len(original)))
     rings = reconstruction is not None and circles(reconstruction, RECONSTRUCTED, "reconstructed")
     tips = [f"{i}: p_T = {pt:.1f} GeV" for i, pt in enumerate(original.pt)]
-    return panel(ETA, PHI, disks, rings, title=title, size=size, tips=tips)
+    return panel(ETA, PHI, disks, rings, size=size, tips=tips, title=title)
 
 # %% ../nbs/06a_panels.ipynb #a6c459e5
 def _math(text: str) -> str:
@@ -100,30 +71,26 @@ def _math(text: str) -> str:
     return re.sub(r"(\w)_(\w+)", r"$\1_\\mathrm{\2}$", text)
 
 
-def _paint_layer(layer: dict, ax):
-    mark, name, fill = layer["mark"], layer.get("name"), layer.get("fill")
-    colors = [{FAINT: "#cccccc"}.get(c, c) for c in layer.get("colors") or [layer["color"]]]
-    c = [colors[i] for i in layer["c"]] if "c" in layer else colors[0]
-    if mark in ("circles", "points"):
-        radius = np.asarray(layer["r"] if mark == "circles" else layer["size"])
-        look = {"c": c, "alpha": fill, "linewidths": 0}
-        if mark == "circles" and not fill:
-            look = {"facecolors": "none", "edgecolors": c, "linewidths": 1.1}
-        ax.scatter(layer["x"], layer["y"], (1.5 * radius) ** 2, label=name, **look)  # in points
-    elif mark == "bars":
-        ax.barh(np.arange(len(layer["value"])), layer["value"], 0.7, color=c, label=name)
-    elif mark == "steps":
-        ax.stairs(layer["values"], layer["edges"], color=c, fill=bool(fill), alpha=fill or 1,
-                  linewidth=1.6, label=name)
-    elif mark == "line":
-        ax.errorbar(layer["x"], layer["y"], layer.get("error"), color=c, label=name,
-                    linestyle="--" if layer.get("dash") else "-", linewidth=1.4, capsize=2)
-
-
 def paint(p: dict, ax):
     "Draw the panel `p` on matplotlib's axes."
     for layer in p["layers"]:
-        _paint_layer(layer, ax)
+        mark, name, fill = layer["mark"], layer.get("name"), layer.get("fill")
+        colors = [{FAINT: "#cccccc"}.get(c, c) for c in layer.get("colors") or [layer["color"]]]
+        c = [colors[i] for i in layer["c"]] if "c" in layer else colors[0]
+        if mark in ("circles", "points"):
+            radius = np.asarray(layer["r"] if mark == "circles" else layer["size"])
+            look = {"c": c, "alpha": fill, "linewidths": 0}
+            if mark == "circles" and not fill:
+                look = {"facecolors": "none", "edgecolors": c, "linewidths": 1.1}
+            ax.scatter(layer["x"], layer["y"], (1.5 * radius) ** 2, label=name, **look)  # points²
+        elif mark == "bars":
+            ax.barh(np.arange(len(layer["value"])), layer["value"], 0.7, color=c, label=name)
+        elif mark == "steps":
+            ax.stairs(layer["values"], layer["edges"], color=c, fill=bool(fill), alpha=fill or 1,
+                      linewidth=1.6, label=name)
+        else:
+            ax.errorbar(layer["x"], layer["y"], layer["error"], color=c, label=name,
+                        linestyle="--" if layer["dash"] else "-", linewidth=1.4, capsize=2)
     for which, pixels in zip("xy", p["size"]):
         a = p[which]
         ax.set(**{f"{which}label": _math(a["label"]), f"{which}lim": a["range"],
@@ -161,13 +128,10 @@ CANVAS = Path(omnijet.__file__).with_name("canvas.js")
 
 def _pack(p, widget=None):
     "A panel as the browser takes it: arrays as float32 bytes."
-    if isinstance(p, dict):
-        return {key: _pack(value) for key, value in p.items()}
-    if isinstance(p, list):
-        return [_pack(value) for value in p]
-    if isinstance(p, np.ndarray):
-        return memoryview(np.ascontiguousarray(p, np.float32))
-    return p
+    layers = [{key: memoryview(np.ascontiguousarray(value, np.float32))
+               if isinstance(value, np.ndarray) else value for key, value in layer.items()}
+              for layer in p.get("layers", [])]
+    return {**p, "layers": layers}
 
 
 class Canvas(anywidget.AnyWidget):
@@ -177,12 +141,8 @@ class Canvas(anywidget.AnyWidget):
     hover = traitlets.Int(-1).tag(sync=True)
     selected = traitlets.List(traitlets.Int()).tag(sync=True)
 
-    def __init__(
-        self,
-        panel=None,
-        on_click=None,  # on_click(id)
-        on_arrow=None,  # on_arrow(1) for the keys → and ↓, on_arrow(−1) for ← and ↑
-    ):
+    def __init__(self, panel=None, on_click=None, on_arrow=None):
+        "`on_click(id)`; `on_arrow(1)` for the keys → and ↓, `on_arrow(-1)` for ← and ↑."
         super().__init__(panel=panel or {})
 
         def message(_, content, buffers):
@@ -193,32 +153,36 @@ class Canvas(anywidget.AnyWidget):
 
         self.on_msg(message)
 
-    def focus(self):
-        "Let arrow keys go to this canvas."
-        self.send({"focus": True})
-
 
 def link(*canvases):
     "What is pointed at or selected in one is so in all, in the browser itself."
     for one, two in zip(canvases, canvases[1:]):
-        W.jslink((one, "hover"), (two, "hover"))
-        W.jslink((one, "selected"), (two, "selected"))
+        for name in ("hover", "selected"):
+            W.jslink((one, name), (two, name))
 
 # %% ../nbs/06a_panels.ipynb #c9589ee5
+def control(kind, changed, width: int, **options) -> W.Widget:  # kind: W.Dropdown, W.IntSlider …
+    "A control that calls `changed()` when it has another value."
+    look = {"layout": {"width": f"{width}px"}, "style": {"description_width": "initial"}}
+    made = kind(**look | options)
+    if hasattr(made, "continuous_update"):
+        made.continuous_update = False
+    made.observe(lambda _: changed(), "value")
+    return made
+
+
 def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=None) -> W.Button:
     "A button that calls `go()`; afterwards arrow keys go to the canvas `focus`."
     made = W.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": f"{width}px"})
     made.on_click(lambda _: go())
     if focus is not None:
-        made.on_click(lambda _: focus.focus())
+        made.on_click(lambda _: focus.send({"focus": True}))
     return made
 
 
 def html(text: str = "") -> W.HTML:
     "A text that looks alike in all widgets."
-    made = W.HTML(text)
-    made.add_class("omnijet-html")
-    return made
+    return W.HTML(text, _dom_classes=["omnijet-html"])
 
 
 def row(*children) -> W.HBox:
@@ -227,37 +191,28 @@ def row(*children) -> W.HBox:
     return W.HBox(children, layout=flow)
 
 
-def saved(
-    kind: str,  # PNG, PDF, CSV or Parquet
-    panels: list,  # of a picture
-    table: dict,  # {column: (n,) values} of a file of data
-) -> bytes:
-    "A file with what a widget shows."
+def saved(kind: str, panels: list, table: dict) -> bytes:
+    "A PNG or PDF of the panels, or a CSV or Parquet file of a table {column: (n,) values}."
     file = io.BytesIO()
     if kind in ("PNG", "PDF"):
         picture(*panels).savefig(file, format=kind.lower(), dpi=150, bbox_inches="tight")
-        return file.getvalue()
-    columns = pyarrow.table({name: np.asarray(values) for name, values in table.items()})
-    if kind == "CSV":
-        pyarrow.csv.write_csv(columns, file)
     else:
-        pyarrow.parquet.write_table(columns, file, compression="zstd")
+        table = pyarrow.table({name: np.asarray(values) for name, values in table.items()})
+        write = {"CSV": pyarrow.csv.write_csv, "Parquet": pyarrow.parquet.write_table}[kind]
+        write(table, file)
     return file.getvalue()
 
 
-def save_buttons(
-    name: str,  # of the files
-    table,  # table(): {column: (n,) values}
-    *canvases,  # what the picture shows; the first one's browser does the download
-) -> W.HBox:
-    "Buttons that download the picture or its data."
+def framed(name: str, table, *canvases) -> W.VBox:  # name: of the files
+    "Canvases side by side, and buttons to download the picture or its data, `table()`."
 
     def save(kind):
         file = saved(kind, [canvas.panel for canvas in canvases], table())
         canvases[0].send({"download": f"{name}.{kind.lower()}"}, [file])
 
-    return W.HBox([button(kind, "download", lambda kind=kind: save(kind), 96, f"save as {kind}")
-                   for kind in ("PNG", "PDF", "CSV", "Parquet")])
+    buttons = [button(kind, "download", lambda kind=kind: save(kind), 96, f"save as {kind}")
+               for kind in ("PNG", "PDF", "CSV", "Parquet")]
+    return W.VBox([row(*canvases), W.HBox(buttons)])
 
 # %% ../nbs/06a_panels.ipynb #0a04ac9c
 class Work(W.HBox):
@@ -272,44 +227,37 @@ class Work(W.HBox):
         atexit.register(self.stop)
         super().__init__([self.bar, self.button, self.text])
 
-    def start(
-        self,
-        steps,  # a generator of how much is done; closed if it is stopped
-        total: int,  # how much there is to do: `bar.max`, which `steps` may correct
-        what: str,  # … of what
-        draw=lambda: None,  # draw() shows what is done: every so many seconds, and in the end
-        every: float = 0.3,
-    ):
-        "Run `steps` in a thread, after what may be running has been stopped."
+    def start(self, steps, total: int, draw=lambda: None, every: float = 0.3):
+        """Run the generator `steps`, of the number of jets done, in a thread; stop the one before.
+
+        `total` becomes `bar.max`. `draw()`: each so many seconds, and in the end."""
         self.stop()
         self.wait()
-        self.ended = threading.Event()
+        ended = self.ended = threading.Event()
         self.bar.max, self.bar.value, self.bar.bar_style = total, 0, ""
         self.button.disabled = False
-        job = steps, what, draw, every, self.ended
-        self.thread = threading.Thread(target=self._run, args=job, daemon=True)
-        self.thread.start()
 
-    def _run(self, steps, what, draw, every, ended):
-        last = time.perf_counter()
-        try:
-            for done in steps:
-                self.bar.value = done
-                self.text.value = f"{done:,} of {self.bar.max:,} {what}"
-                if ended.is_set():
-                    break
-                if time.perf_counter() - last > every:
-                    draw()
-                    last = time.perf_counter()
-            steps.close()  # what it does in `finally`
-            draw()
-            if ended.is_set():
-                self.text.value += ", stopped"
-            else:
-                self.bar.bar_style = "success"
-        except Exception as error:  # a thread has nobody else to tell
-            self.bar.bar_style, self.text.value = "danger", f"{type(error).__name__}: {error}"
-        self.button.disabled = True
+        def run():
+            last = time.perf_counter()
+            try:
+                for done in steps:
+                    self.bar.value = done
+                    self.text.value = f"{done:,} of {self.bar.max:,} jets"
+                    if ended.is_set():
+                        break
+                    if time.perf_counter() - last > every:
+                        draw()
+                        last = time.perf_counter()
+                steps.close()  # what it does in `finally`
+                draw()
+                self.bar.bar_style = "" if ended.is_set() else "success"
+                self.text.value += ", stopped" * ended.is_set()
+            except Exception as error:  # a thread has nobody else to tell
+                self.bar.bar_style, self.text.value = "danger", f"{type(error).__name__}: {error}"
+            self.button.disabled = True
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
 
     def stop(self):
         "End it at its next step."
@@ -317,7 +265,7 @@ class Work(W.HBox):
 
     def wait(self):
         "Return when it has ended."
-        if self.thread is not None and self.thread is not threading.current_thread():
+        if self.thread not in (None, threading.current_thread()):
             self.thread.join()
 
 # %% ../nbs/06a_panels.ipynb #7f1dd5c4
@@ -339,13 +287,29 @@ def note(error, example: str):
     return W.VBox([html(style + text)])
 
 # %% ../nbs/06a_panels.ipynb #bda15fda
-def constituents_and_labels(jets) -> tuple:
-    "The constituents and labels (n,) of jets, −1 for bare constituents; raises OmnijetError."
-    fields = ak.fields(jets)
-    if not len(jets):
-        raise OmnijetError("there are no jets to show")
-    constituents = jets.constituents if "constituents" in fields else jets
-    return constituents, np.asarray(jets.label) if "label" in fields else np.full(len(jets), -1)
+def shown_jets(jets=None, to_tokenize=False) -> ak.Array:  # {constituents, label}; −1: no label
+    "Jets, one jet, constituents alone, or (None) the sample; `OmnijetError` for anything else."
+    jets = sample_jets() if jets is None else jets
+    try:
+        jets = jets if isinstance(jets, ak.Record) else ak.Array(jets)
+        parts = jets["constituents"] if "constituents" in jets.fields else jets
+        if set(FEATURES) <= set(parts.fields):
+            parts = {name: ak.Array(parts[name]) for name in FEATURES}
+            parts = ak.zip({k: x[np.newaxis] if x.ndim == 1 else x for k, x in parts.items()})
+        if not len(parts):
+            raise OmnijetError("there are no jets to show")
+        flat_constituents(parts)
+        known = "label" in jets.fields
+        label = class_indices(ak.to_list(jets["label"])) if known else np.full(len(parts), -1)
+        jets = ak.zip({"constituents": parts, "label": np.asarray(label)}, depth_limit=1)
+    except OmnijetError:
+        raise
+    except Exception as error:
+        found = str(getattr(jets, "type", type(jets).__name__))[:100]
+        raise OmnijetError(f"jets are {found}, expected jets or their constituents") from error
+    if to_tokenize:
+        BinnedTokenizer((1, 1, 1)).encode(parts)  # it refuses what all tokenizers refuse
+    return jets
 
 
 def _flat(constituents) -> np.ndarray:  # (total, 3)
@@ -373,25 +337,26 @@ class CodeUse:
     "Which constituents of which jets a tokenizer gives each code, and what it makes of them."
 
     def __init__(self, tokenizer, jets):
-        label = constituents_and_labels(jets)[1]
+        jets = shown_jets(jets, to_tokenize=True)
+        label = np.asarray(jets.label)
         if label.min() < 0:
             raise OmnijetError("these jets have no label: the use of codes is shown by jet type")
-        rank = np.zeros(len(jets), int)
-        for k in np.unique(label):
-            rank[label == k] = np.arange(np.sum(label == k))
-        order = np.argsort(rank, kind="stable")  # classes in turn, so that a part has all of them
+        by = np.argsort(label, kind="stable")
+        rank = np.arange(len(jets)) - np.searchsorted(label[by], label[by])
+        order = by[np.argsort(rank, kind="stable")]  # classes in turn: a part has all of them
         self.tokenizer, self.size = tokenizer, tokenizer.codebook_size
         self.jets, self.label, self.done, self.parts = jets[order], label[order], 0, []
         self.unseen, self.latent = _decoded(tokenizer), latent_plane(tokenizer)
 
     def steps(self, n: int = 100):  # yields the number of jets done
         "Tokenize the jets that are left, `n` at a time."
-        while self.done < len(self.jets):
-            some = self.jets.constituents[self.done:self.done + n]
+        n = as_number(n, "n", 1)
+        for first in range(self.done, len(self.jets), n):
+            some = self.jets.constituents[first:first + n]
             tokens = self.tokenizer.encode(some)
             self.parts.append((ak.to_numpy(ak.num(tokens)), ak.to_numpy(ak.flatten(tokens)),
                                _flat(some), _flat(self.tokenizer.decode(tokens))))
-            self.done += len(some)
+            self.done = first + len(some)
             yield self.done
 
     def collect(self):
@@ -399,14 +364,12 @@ class CodeUse:
         lengths, self.code, self.original, self.decoded = map(np.concatenate, zip(*self.parts))
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.jet = np.repeat(np.arange(len(lengths)), lengths)
-        K, n = self.size, len(CLASSES)
-        both = np.bincount(self.label[self.jet] * K + self.code, minlength=n * K)
-        self.by_type = both.reshape(n, K)
+        K, scaling = self.size, FeatureScaling()
+        both = self.label[self.jet] * K + self.code
+        self.by_type = np.bincount(both, minlength=10 * K).reshape(10, K)
         self.count = self.by_type.sum(0)  # (K,)
-        pt, eta, phi = self.decoded.T
-        sums = np.stack([np.bincount(self.code, v, K) for v in (np.log(pt), eta, phi)], 1)
-        mean = sums / np.maximum(self.count, 1)[:, None]
-        mean[:, 0] = np.exp(mean[:, 0])
+        sums = [np.bincount(self.code, x, K) for x in scaling.scale(self.decoded).T]
+        mean = scaling.unscale(np.stack(sums, 1) / np.maximum(self.count, 1)[:, None])
         self.at = np.where(self.count[:, None] > 0, mean, self.unseen)  # (K, 3)
 
     def rows(self, codes) -> np.ndarray:
@@ -416,7 +379,8 @@ class CodeUse:
     def contexts(self, code: int, n: int = 50, seed: int = 1) -> np.ndarray:  # (n, 3)
         "What the code would be in `n` of the jets, in each of which it replaces one constituent."
         rng = np.random.default_rng(seed)
-        tokens = Ragged(self.code, self.starts)[rng.integers(len(self.starts) - 1, size=n)]
+        jets = rng.integers(len(self.starts) - 1, size=as_number(n, "n", 1))
+        tokens = Ragged(self.code, self.starts)[jets]
         at = tokens.offsets[:-1] + rng.integers(tokens.lengths)
         tokens.content[at] = code
         return _flat(self.tokenizer.decode(ak.unflatten(tokens.content, tokens.lengths)))[at]
@@ -426,41 +390,33 @@ RAMP = ["#440f64", "#472d7b", "#3b518b", "#2c718e", "#21908d", "#27ad81", "#5cc8
         "#e4c62b"]  # viridis, without its palest end
 
 
-def _code_colors(use: CodeUse, by: str) -> tuple:  # (K,) indices (0: unused), colours, scale
-    used = (use.count > 0) | (by == "p_T")
-    if by == "jet type":  # the one of whose constituents the code has the largest share
-        share = use.by_type / np.maximum(use.by_type.sum(1, keepdims=True), 1)
-        return used * (1 + share.argmax(0)), [FAINT, *map(color, CLASSES)], None
-    value = np.log10(use.at[:, 0] if by == "p_T" else np.maximum(use.count, 1))
-    low, high = np.quantile(value[used], [0.05, 1])
-    level = np.clip((value - low) / max(high - low, 1e-9) * 9, 0, 8).astype(int)
-    low, high = (f"{10**end:,.0f}" if end > 2 else f"{10**end:.3g}" for end in (low, high))
-    bar = {"label": {"p_T": "p_T [GeV]"}.get(by, by), "low": f"≤ {low}", "high": high}
-    return used * (1 + level), [FAINT, *RAMP], {**bar, "colors": RAMP}
-
-
 def code_panels(use: CodeUse, by: str = "use", pt_range: tuple = (0, np.inf)) -> list:
     "Three panels with a point for each code, coloured by use, p_T or jet type."
     pt, eta, phi = use.at.T
-    c, colors, bar = _code_colors(use, by)
+    used = (use.count > 0) | (by == "p_T")
+    if by == "jet type":  # the one of whose constituents the code has the largest share
+        share = use.by_type / np.maximum(use.by_type.sum(1, keepdims=True), 1)
+        level, colors, bar = share.argmax(0), [*map(color, CLASSES)], None
+    else:
+        value = np.log10(pt if by == "p_T" else np.maximum(use.count, 1))
+        low, high = np.quantile(value[used], [0.05, 1])
+        level = np.clip((value - low) / max(high - low, 1e-9) * 9, 0, 8).astype(int)
+        low, high = (f"{10**end:,.0f}" if end > 2 else f"{10**end:.3g}" for end in (low, high))
+        bar = {"label": by + " [GeV]" * (by == "p_T"), "low": f"≤ {low}", "high": high}
+        colors, bar = RAMP, {**bar, "colors": RAMP}
     ids = np.flatnonzero((pt >= pt_range[0]) & (pt <= pt_range[1]))
     ids = ids[np.argsort(use.count[ids], kind="stable")]  # the often used ones last, on top
-    look = {"mark": "points", "c": c[ids], "colors": colors, "ids": ids,
-            "size": 3.5 if use.size <= 1024 else 2.2}
-
-    def scatter(title, x, y, bar=None):  # (axis, values)
-        points = {**look, "x": x[1][ids], "y": y[1][ids]}
-        return panel(x[0], y[0], points, title=title, bar=bar, tips="code", lasso=True,
-                     size=(330, 340))
-
-    low, high = use.latent.min(0), use.latent.max(0)
-    ends = zip(low - 0.05 * (high - low) - 1e-6, high + 0.05 * (high - low) + 1e-6)
-    labels = "first component", "second component"
-    components = zip(map(axis, labels, ends), use.latent.T)
+    look = {"mark": "points", "c": (used * (1 + level))[ids], "colors": [FAINT, *colors],
+            "ids": ids, "size": 3.5 if use.size <= 1024 else 2.2}
+    latent, margin = use.latent.T, 0.05 * np.ptp(use.latent, 0) + 1e-6
+    ends = zip(latent.min(1) - margin, latent.max(1) + margin)
+    first, second = map(axis, ("first component", "second component"), ends)
     log_pt = axis("p_T [GeV]", (pt.min() / 1.5, pt.max() * 1.5), log=True)
-    distance = axis("distance ΔR from the axis", (0, 1.1)), np.hypot(eta, phi)
-    return [scatter("codebook", *components, bar), scatter("in the plane", (ETA, eta), (PHI, phi)),
-            scatter("in p_T", (log_pt, pt), distance)]
+    distance = axis("distance ΔR from the axis", (0, 1.1))
+    views = (("codebook", first, second, *latent, bar), ("in the plane", ETA, PHI, eta, phi, None),
+             ("in p_T", log_pt, distance, pt, np.hypot(eta, phi), None))
+    return [panel(x, y, {**look, "x": u[ids], "y": v[ids]}, title=title, bar=bar, tips="code",
+                  lasso=True, size=(330, 340)) for title, x, y, u, v, bar in views]
 
 # %% ../nbs/06a_panels.ipynb #decaaeb0
 def use_panel(use: CodeUse, codes) -> dict:
@@ -474,14 +430,12 @@ def use_panel(use: CodeUse, codes) -> dict:
 
 
 def contexts_panel(use: CodeUse, codes, put=None) -> dict:
-    """What was given these codes, and what they were decoded to, jet by jet (at most 1,000).
-
-    `put`: what `contexts` made of a rare code, instead of its few reconstructions."""
+    "What was given these codes, and what became of it (at most 1,000) or of a rare code (`put`)."
     rows = use.rows(codes)[:1000]
-    original = use.original[rows]
     name, decoded = ("reconstructed", use.decoded[rows]) if put is None else ("put into jets", put)
-    clouds = (("original", original, ORIGINAL, 2.0), (name, decoded, RECONSTRUCTED, 2.4))
-    around = np.concatenate([original, decoded, np.zeros((int(len(decoded) == 0), 3))])[:, 1:]
+    clouds = (("original", use.original[rows], ORIGINAL, 2.0), (name, decoded, RECONSTRUCTED, 2.4))
+    around = np.concatenate([points for _, points, *_ in clouds])[:, 1:]
+    around = around if len(around) else np.zeros((1, 2))
     middle = np.median(around, 0)
     half = max(0.1, 1.1 * np.quantile(np.abs(around - middle), 0.98))
     x, y = (axis(a["label"], (m - half, m + half)) for a, m in zip((ETA, PHI), middle))
@@ -498,16 +452,16 @@ class Growing:
         if has != needs:
             raise OmnijetError(f"the tokenizer has {has} codes, the model {needs}: "
                                "they do not belong together")
-        self.model, self.tokenizer, self.number = model, tokenizer, number
-        self.options = Sampling(**options)
+        self.model, self.tokenizer, self.stop = model, tokenizer, model.vocabulary.stop
+        self.number, self.options = as_number(number, "number", 0), Sampling(**options)
+        self.options.label(model.vocabulary)  # raises now what it would raise at the first token
         self.codes, self.finished = [], False
 
     @torch.inference_mode()
     def scores(self) -> torch.Tensor:  # (1, K + 2)
         "Unnormalized log-probabilities of the next token; what cannot come is −∞."
-        v = self.model.vocabulary
-        prefix = v.prefix(1, self.options.label(v))
-        read = torch.cat([prefix, torch.tensor([self.codes], dtype=torch.long) + 1], 1)
+        v, codes = self.model.vocabulary, torch.tensor([self.codes], dtype=torch.long)
+        read = torch.cat([v.prefix(1, self.options.label(v)), codes + 1], 1)
         scores = self.model.head(self.model.backbone(read)[:, -1]).float()
         scores[:, [v.start] if self.codes else [v.start, v.stop]] = -np.inf
         return scores
@@ -516,7 +470,7 @@ class Growing:
         "The `n` likeliest next tokens and their probabilities, as they would be drawn."
         o = self.options
         p = probabilities(self.scores(), o.temperature, o.top_k, o.top_p)[0]
-        best = p.topk(min(n, int((p > 0).sum())))
+        best = p.topk(min(as_number(n, "n", 1), int((p > 0).sum())))
         return best.indices.numpy(), best.values.numpy()
 
     def places(self, tokens) -> np.ndarray:  # (n, 3)
@@ -529,31 +483,32 @@ class Growing:
         return self.tokenizer.decode([self.codes or [0]])[:, :len(self.codes)]
 
     def add(self, token: int):
-        "Put a token behind the others; the stop token ends the jet, as does the 128th constituent."
-        if token == self.model.vocabulary.stop:
+        "Put a token behind the others; the stop token ends the jet, as does the longest's last."
+        token = as_number(token, "token", 1, self.stop)
+        if token == self.stop:
             self.finished = bool(self.codes)
         elif not self.finished:
-            self.codes = [*self.codes, int(token) - 1]
-            self.finished = len(self.codes) >= MAX_CONSTITUENTS
+            self.codes = [*self.codes, token - 1]
+            self.finished = len(self.codes) >= self.options.max_constituents
 
     def draw(self, everything: bool = False):
         "Draw the next token and add it; or go on until the jet is finished."
         o, more = self.options, not self.finished
         while more:
             u = uniforms(o.seed, torch.tensor([self.number]), len(self.codes))
-            self.add(int(sample(self.scores(), u, o.temperature, o.top_k, o.top_p)[0]))
+            self.add(sample(self.scores(), u, o.temperature, o.top_k, o.top_p)[0])
             more = everything and not self.finished
 
     def undo(self):
         "Take the last token back."
-        if not self.finished or len(self.codes) >= MAX_CONSTITUENTS:
+        if not self.finished or len(self.codes) >= self.options.max_constituents:
             self.codes = self.codes[:-1]
         self.finished = False
 
 # %% ../nbs/06a_panels.ipynb #30c9570b
 def expected_panel(growing: Growing, tokens, p) -> dict:
     "The likeliest next tokens as bars."
-    names = ["stop" if t == growing.model.vocabulary.stop else str(t - 1) for t in tokens]
+    names = ["stop" if t == growing.stop else str(t - 1) for t in tokens]
     tips = [f"{name}: {100 * q:.2g} %, click to choose" for name, q in zip(names, p)]
     bars = {"mark": "bars", "value": p, "color": PALETTE[1], "ids": tokens}
     x = axis("probability", (0, max(1.1 * p[0], 1e-3) if len(p) else 1))
@@ -563,7 +518,7 @@ def expected_panel(growing: Growing, tokens, p) -> dict:
 
 def growing_panel(growing: Growing, tokens, p) -> dict:
     "The jet so far, and rings where the likeliest next tokens would lie."
-    ids = np.asarray(tokens)[np.asarray(tokens) != growing.model.vocabulary.stop]
+    ids = np.asarray(tokens)[np.asarray(tokens) != growing.stop]
     rings = circles(dict(zip(FEATURES, growing.places(ids).T)), PALETTE[1], "next", ids=ids)
     disks = circles(growing.constituents()[0], ORIGINAL, "the jet", fill=0.45)
     title = f"jet {growing.number}, {len(growing.codes)} constituents"
@@ -595,42 +550,53 @@ def generated_panels(real: dict, generated: dict) -> list:
                                       ("count", np.linspace(0, 128, 33), "constituents"))]
 
 # %% ../nbs/06a_panels.ipynb #77d4d9d5
-def read_sweep(run_dir) -> list:  # one dictionary a training, with its `folder`
-    "What the trainings of a sweep reached; raises OmnijetError if run_dir/transfer has none."
-    folder = run_path(run_dir, "transfer", chapter="05_transfer")
-    paths = sorted(folder.glob("*_seed*/result.json"))
-    if not paths:
-        raise OmnijetError(f"{folder}: no finished training (…_seed…/result.json): "
+def read_sweep(results, run_dir=None) -> list:  # dictionaries with `name`, `folder` (or None)
+    """The finished trainings of a run folder, or of what `sweep` returned (of the run `run_dir`).
+
+    A metric that is not one finite number is left out, and a training with none has failed."""
+    if isinstance(results, (str, Path)):
+        folder = run_path(results, "transfer", chapter="05_transfer")
+        run_dir, results = results, sorted(folder.glob("*_seed*/result.json"))
+    trainings, item = [], results
+    try:
+        for item in results:
+            r = json.loads(item.read_text()) if isinstance(item, Path) else item
+            r = {key: value for key, value in r.items()
+                 if key not in METRICS or isinstance(value, Real) and np.isfinite(value)}
+            if METRICS.keys() & r.keys():
+                strategy, size, seed = r["strategy"], as_number(r["size"], "size", 1), r["seed"]
+                name = f"{STRATEGIES[strategy]}, {size:,} jets, seed {seed}"
+                folder = Path(run_dir or "", "transfer", f"{strategy}_{size}_seed{seed}")
+                trainings.append({**r, "size": size, "name": name, "folder": run_dir and folder})
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        found = item if isinstance(item, Path) else str(item)[:80]
+        raise OmnijetError(f"{found}: not the result of a training ({error!r})") from error
+    if not trainings:
+        raise OmnijetError(f"{run_dir or 'results'}: no finished training (…_seed…/result.json): "
                            "run chapter 05_transfer first")
-    return [{**json.loads(path.read_text()), "folder": str(path.parent)} for path in paths]
+    return trainings
 
 
-def training_name(result: dict) -> str:
-    return f"{STRATEGIES[result['strategy']]}, {result['size']:,} jets, seed {result['seed']}"
-
-
-def sweep_panel(results: list, metric: str, strategies) -> tuple:  # panel, {id: result}
+def sweep_panel(trainings: list, metric: str, strategies) -> tuple:  # panel, the trainings in it
     "A metric against the training size: each training, mean and deviation over seeds."
-    lines, found = [], {}
-    for strategy in strategies:
-        found |= {i: r for i, r in enumerate(results) if r["strategy"] == strategy}
-        sizes, mean, spread = over_seeds(results, strategy, metric)
-        name = STRATEGIES[strategy]
-        line = {"mark": "line", "color": color(name), "name": name, "dash": strategy == "scratch"}
-        line |= {"x": sizes.astype(float), "y": mean, "error": np.nan_to_num(spread)}
-        lines += [line] * (len(sizes) > 0)
-    kinds, trainings = list(STRATEGIES), found.values()
-    sizes, values = (np.array([r[k] for r in trainings], float) for k in ("size", metric))
-    points = {"mark": "points", "x": sizes, "y": values, "ids": np.array(list(found), int),
-              "size": 4.0, "c": [kinds.index(r["strategy"]) for r in trainings],
-              "colors": [color(name) for name in STRATEGIES.values()]}
-    ends = [values, *(line["y"] + sign * line["error"] for line in lines for sign in (-1, 1))]
-    ends = np.concatenate(ends) if lines else np.array([0, 1])
+    found = [r for r in trainings if r["strategy"] in strategies and metric in r]
+    sizes, values = (np.array([r[key] for r in found], float) for key in ("size", metric))
+    lines, ends = [], [values]
+    for strategy in dict.fromkeys(r["strategy"] for r in found):
+        x, y, spread = over_seeds(found, strategy, metric)
+        name, error = STRATEGIES[strategy], np.nan_to_num(spread)
+        lines.append({"mark": "line", "color": color(name), "name": name, "x": x.astype(float),
+                      "y": y, "error": error, "dash": strategy == "scratch"})
+        ends += [y - error, y + error]
+    ids, colors = np.arange(len(found)), [color(STRATEGIES[r["strategy"]]) for r in found]
+    points = found and {"mark": "points", "x": sizes, "y": values, "size": 4.0, "ids": ids,
+                        "c": ids, "colors": colors}
+    ends = np.concatenate(ends) if found else np.array([0, 1])
     margin = 0.1 * np.ptp(ends) or 0.05
-    span = (sizes.min() / 1.6, sizes.max() * 1.6) if lines else (10, 1000)
+    span = (sizes.min() / 1.6, sizes.max() * 1.6) if found else (10, 1000)
     x = axis("training jets", span, log=True)
     y = axis(METRICS[metric], (ends.min() - margin, ends.max() + margin))
-    tips = [f"{training_name(r)}: {r[metric]:.4g}" for r in trainings]
+    tips = [f"{r['name']}: {r[metric]:.4g}" for r in found]
     return panel(x, y, *lines, points, title="figure 7", size=(520, 400), tips=tips), found
 
 

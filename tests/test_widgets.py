@@ -298,7 +298,7 @@ def test_an_error_in_the_background_is_told():
         yield 1
         raise OmnijetError("jet 3 is odd")
     work = panels.Work()
-    work.start(fails(), 10, "jets")
+    work.start(fails(), 10, )
     work.wait()
     assert work.text.value == "OmnijetError: jet 3 is odd" and work.bar.bar_style == "danger"
 
