@@ -22,8 +22,8 @@ from .vqvae import load_tokenizer
 from .gpt import GenerativeModel, Sampling, load_tokens
 from .transfer import JetClassifier, METRICS, STRATEGIES
 from omnijet.panels import (
-    Canvas, CodeUse, Growing, Work, button, code_panels, contexts_panel, control, expected_panel,
-    framed, generated_panels, growing_panel, headless, html, jet_panel, link, mass_and_count, note,
+    Canvas, CodeUse, Growing, Work, button, code_panels, contexts_panel, control, framed,
+    generated_panels, growing_panels, headless, html, jet_panel, link, mass_and_count, note,
     picture, read_sweep, row, score_panel, shown_jets, sweep_panel, use_panel,
 )
 
@@ -69,11 +69,10 @@ class JetBrowserView(W.VBox):
             for text, top in (("mass [GeV]", int(np.ceil(self.mass.max()))),
                               ("constituents", int(self.count.max()))))
         self.show()
-        random = np.random.default_rng()
-        steps = {("Previous", "arrow-left"): lambda: -1, ("Next", "arrow-right"): lambda: 1,
-                 ("Random", "random"): lambda: random.integers(len(jets))}
-        buttons = [button(*look, lambda by=by: self.move(by()), focus=self.canvas)
-                   for look, by in steps.items()]
+        moves = (("Previous", "arrow-left", -1), ("Next", "arrow-right", 1),
+                 ("Random", "random", None))
+        buttons = [button(*look, lambda by=by: self.move(by), focus=self.canvas)
+                   for *look, by in moves]
         beside = W.VBox([self.about, self.tokens, self.rows], layout={"max_width": "520px"})
         super().__init__([W.HBox([*buttons, self.classes]), W.HBox([self.masses, self.counts]),
                           self.title, row(framed("jet", self.table, self.canvas), beside)])
@@ -88,7 +87,8 @@ class JetBrowserView(W.VBox):
         self.at = np.searchsorted(self.chosen, before)
         self.move(0)
 
-    def move(self, by: int):
+    def move(self, by: int | None):  # None: to any jet
+        by = np.random.default_rng().integers(len(self.label)) if by is None else by
         self.at = int(self.at + by) % max(len(self.chosen), 1)
         self.show()
 
@@ -182,9 +182,8 @@ class TokenExplorerView(W.VBox):
         self.bars, self.cloud, self.jet = Canvas(), Canvas(), Canvas(on_arrow=self.turn)
         self.scatters[0].observe(lambda _: self.detail(), ["hover", "selected"])
         self.scatters[0].selected = [first]
-        tip = "another jet with this code"
-        turns = [button("", icon, lambda by=by: self.turn(by), 40, tip, focus=self.jet)
-                 for icon, by in (("arrow-left", -1), ("arrow-right", 1))]
+        turns = [button("", icon, lambda by=by: self.turn(by), 40, "another jet with this code",
+                        self.jet) for icon, by in (("arrow-left", -1), ("arrow-right", 1))]
         super().__init__([
             W.HBox([W.Label("colour by"), self.by, self.pt, self.number]), self.work, self.legend,
             framed("codes", self.table, *self.scatters), self.title,
@@ -216,6 +215,11 @@ class TokenExplorerView(W.VBox):
 @patch
 def detail(self: TokenExplorerView, again: bool = False):
     "The panels of the code that is pointed at, or of those selected."
+
+    def spread(pt):
+        low, middle, high = np.quantile(pt, [0.16, 0.5, 0.84]) if len(pt) else [np.nan] * 3
+        return f"{middle:.3g} ({low:.3g}–{high:.3g})" if len(pt) else "–"
+
     with self.lock:
         one, use = self.scatters[0], self.use
         if len(one.selected) == 1:
@@ -229,28 +233,17 @@ def detail(self: TokenExplorerView, again: bool = False):
         # decoding takes too long while the pointer moves
         rare = len(rows) < 10 and codes == list(one.selected)[:1]
         self.put = use.contexts(codes[0]) if rare else None
-        self.title.value = self.summary(rows)
-        self.bars.panel = use_panel(use, codes)
-        self.cloud.panel = contexts_panel(use, codes, self.put)
-        self.turn(0)
-
-
-@patch
-def summary(self: TokenExplorerView, rows) -> str:
-    "What is said of the codes that are shown, which are at `rows`."
-
-    def spread(pt):
-        low, middle, high = np.quantile(pt, [0.16, 0.5, 0.84]) if len(pt) else [np.nan] * 3
-        return f"{middle:.3g} ({low:.3g}–{high:.3g})" if len(pt) else "–"
-
-    codes, use, total = self.shown, self.use, len(self.use.code)
-    listed = ", ".join(map(str, codes[:8])) + " …" * (len(codes) > 8)
-    name = f"code {codes[0]}" if len(codes) == 1 else f"{len(codes)} codes: {listed}"
-    decoded = use.decoded[rows] if self.put is None else self.put
-    return (f"<h4>{name}</h4>used {len(rows):,} times, {100 * len(rows) / total:.3g} % of "
+        listed, total = ", ".join(map(str, codes[:8])) + " …" * (len(codes) > 8), len(use.code)
+        name = f"{len(codes)} codes: {listed}" if len(codes) > 1 else f"code {listed}"
+        decoded = use.decoded[rows] if self.put is None else self.put
+        self.title.value = (
+            f"<h4>{name}</h4>used {len(rows):,} times, {100 * len(rows) / total:.3g} % of "
             f"{total:,} constituents, in {len(self.having):,} of {len(use.starts) - 1:,} jets; "
             f"p<sub>T</sub> {spread(use.original[rows, 0])} GeV → {spread(decoded[:, 0])} GeV "
             "(median, central 68 %)" + "; too rare, so put into 50 jets" * (self.put is not None))
+        self.bars.panel = use_panel(use, codes)
+        self.cloud.panel = contexts_panel(use, codes, self.put)
+        self.turn(0)
 
 
 @patch
@@ -314,14 +307,15 @@ class GenerationPlaygroundView(W.VBox):
         self.model, self.tokenizer, self.jets, self.real = model, tokenizer, jets, None
         self.made = self.against = {"mass": np.zeros(0), "count": np.zeros(0, int)}
         v = model.vocabulary
-        self.temperature = control(W.FloatSlider, self.set_options, 250, value=1, max=2, step=0.05,
+        self.temperature = control(W.FloatSlider, self.show, 250, value=1, max=2, step=0.05,
                                    description="temperature")
-        self.top_k = control(W.IntSlider, self.set_options, 250, value=0, max=min(200, v.predicted),
+        self.top_k = control(W.IntSlider, self.show, 250, value=0, max=min(200, v.predicted),
                              description="top-k (0: all)")
-        classes = [*zip(CLASS_NAMES, CLASSES)][:v.classes] or [("as trained", None)]
+        classes = [*zip(CLASS_NAMES, CLASSES)][:v.classes] or [("as trained", "")]
         self.jet_class = control(W.Dropdown, self.new, 120, options=classes, disabled=not v.classes)
         self.seed = control(W.BoundedIntText, self.new, 150, value=1, max=2**31, description="seed")
-        self.number = W.BoundedIntText(value=1000, min=1, max=10**6, layout={"width": "100px"})
+        self.number = control(W.BoundedIntText, lambda: None, 130, value=1000, min=1, max=10**6,
+                              description="jets")
         self.title, self.sequence, self.work = html(), html(), Work()
         self.bars, self.plane = (Canvas(on_click=lambda token: self.grow("add", token),
                                         on_arrow=lambda by: self.grow("draw" if by > 0 else "undo"))
@@ -342,11 +336,7 @@ class GenerationPlaygroundView(W.VBox):
 
     def options(self) -> dict:
         return {"seed": self.seed.value, "temperature": self.temperature.value,
-                "top_k": self.top_k.value or None, "jet_class": self.jet_class.value}
-
-    def set_options(self):
-        self.growing.options = Sampling(**self.options())
-        self.show()
+                "top_k": self.top_k.value or None, "jet_class": self.jet_class.value or None}
 
     def new(self, number: int = 0):
         self.growing = Growing(self.model, self.tokenizer, number, **self.options())
@@ -369,14 +359,13 @@ class GenerationPlaygroundView(W.VBox):
 def show(self: GenerationPlaygroundView):
     "Draw the jet and what may come next."
     g = self.growing
+    g.options = Sampling(**self.options())
     self.expected = (np.zeros(0, int), np.zeros(0)) if g.finished else g.expected()
     self.bars.hover, self.bars.selected = -1, []
-    self.bars.panel = expected_panel(g, *self.expected)
-    self.plane.panel = growing_panel(g, *self.expected)
-    stopped = ["stopped"] * g.finished
-    facts = [f"seed {g.options.seed}, jet {g.number}", f"{len(g.codes)} constituents",
-             f"mass {jet_mass(g.constituents())[0]:.1f} GeV", *stopped]
-    self.title.value = f"<h4>{' · '.join(facts)}</h4>"
+    self.bars.panel, self.plane.panel = growing_panels(g, *self.expected)
+    self.title.value = (f"<h4>seed {g.options.seed}, jet {g.number} · {len(g.codes)} constituents"
+                        f" · mass {jet_mass(g.constituents())[0]:.1f} GeV"
+                        + " · stopped" * g.finished + "</h4>")
     words = "</span><span>".join(map(str, ["start", *g.codes, *["stop"] * g.finished]))
     self.sequence.value = f"<div class='tokens'><span>{words}</span></div>"
 
@@ -385,11 +374,10 @@ def show(self: GenerationPlaygroundView):
 def generating(self: GenerationPlaygroundView, batch: int = 20):
     n, options = self.number.value, self.options()
     if self.real is None:
-        decoded = self.tokenizer.decode(self.tokenizer.encode(self.jets.constituents))
-        self.real = mass_and_count(decoded)
-    chosen = slice(None)
-    if options["jet_class"] is not None:
-        chosen = np.asarray(self.jets.label) == CLASSES.index(options["jet_class"])
+        codes = self.tokenizer.encode(self.jets.constituents)
+        self.real = mass_and_count(self.tokenizer.decode(codes))
+    label = np.asarray(self.jets.label)
+    chosen = label == CLASSES.index(self.jet_class.value) if self.jet_class.value else label > -2
     self.against = {key: values[chosen] for key, values in self.real.items()}
     self.made = {key: values[:0] for key, values in self.made.items()}
     for first in range(0, n, batch):
@@ -443,8 +431,7 @@ def GenerationPlayground(
     growing = Growing(model, tokenizer, jet_class=classes[0] if classes else None)
     for _ in range(5):
         growing.draw()
-    expectation = growing.expected()
-    return picture(expected_panel(growing, *expectation), growing_panel(growing, *expectation))
+    return picture(*growing_panels(growing, *growing.expected()))
 
 # %% ../nbs/06_widgets.ipynb #3b78c56f
 class TransferExplorerView(W.VBox):
@@ -465,8 +452,8 @@ class TransferExplorerView(W.VBox):
         self.show()
         super().__init__([W.HBox([W.VBox([self.metric, self.sizes]), self.strategies]),
                           row(framed("transfer", self.table, self.curve),
-                              framed("scores", self.score_table, self.distribution)),
-                          self.title, self.work])
+                              framed("scores", lambda: dict(zip(("score", "target"), self.shown)),
+                                     self.distribution)), self.title, self.work])
 
     def show(self):
         low, high = self.sizes.value
@@ -483,9 +470,6 @@ class TransferExplorerView(W.VBox):
     def table(self) -> dict:
         keys = ["strategy", "size", "seed", *(key for _, key in self.metric.options)]
         return {key: [r.get(key, np.nan) for r in self.found] for key in keys}
-
-    def score_table(self) -> dict:
-        return dict(zip(("score", "target"), self.shown))
 
     def choose(self, point: int):
         "The score distribution of one training."
