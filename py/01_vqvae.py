@@ -70,6 +70,8 @@ backbone_mirrors = True  # pre-training sees mirror images (the paper: no)
 
 # %%
 #| export
+import math, os, re, warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -79,9 +81,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from tqdm.auto import tqdm
 
-from omnijet.files import OmnijetError
+from omnijet.files import OmnijetError, as_number, make_folder, progress_bar, read_metadata
 from omnijet.data import (
     FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, iter_jets, jet_files, process_of,
     write_tokens,
@@ -101,7 +102,7 @@ import matplotlib.pyplot as plt
 from omnijet.data import CLASSES, read_jets, read_tokens, sample_folder, sample_jets
 from omnijet.files import run_path
 from omnijet.statistics import number, record, show
-from omnijet.training import TrainingConfig, train
+from omnijet.training import TrainingConfig, train, training_data
 
 
 # %% [markdown]
@@ -218,10 +219,10 @@ class VectorQuant(nn.Module):
 
     def __init__(
         self, feature_size: int, num_codes: int,
-        beta: float = 0.9,         # share of the codebook's side in equation 2
-        sync_nu: float = 1.0,      # ν: share of the task's gradient that codes get
-        affine_lr: float = 2.0,    # λ of the affine map; 0: no map
-        replace_freq: int = 10,    # steps without a hit after which a code is replaced; 0: never
+        beta: float = 0.9,  # share of the codebook's side in equation 2
+        sync_nu: float = 1.0,  # ν: share of the task's gradient that codes get
+        affine_lr: float = 2.0,  # λ of the affine map; 0: no map
+        replace_freq: int = 10,  # steps without a hit after which a code is replaced; 0: never
         kmeans_init: bool = True,  # start from k-means of the first training batch
     ):
         super().__init__()
@@ -268,8 +269,8 @@ def _usage(q, num_codes):
 @torch.compiler.disable  # how many rows there are and which codes are dead depends on the data
 def forward(
     self: VectorQuant,
-    z: torch.Tensor,              # (…, F) encoder outputs
-    mask: torch.Tensor = None,    # (…) bool: True where real; None: everywhere
+    z: torch.Tensor,  # (…, F) encoder outputs
+    mask: torch.Tensor = None,  # (…) bool: True where real; None: everywhere
     weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and draws codes
 ):                                # z_q (…, F), zero where masked, and a dict
     "Quantize. The dict: codes q (N,) of the real positions, loss, perplexity, used, replaced."
@@ -414,7 +415,7 @@ class MLP(nn.Sequential):
     def __init__(self, n_in: int, n_out: int, width: int, layers: int = 3):
         sizes = [n_in, *[width] * layers]
         hidden = [part for pair in zip(sizes, sizes[1:]) for part in (Linear(*pair), nn.ReLU())]
-        super().__init__(*hidden, Linear(width, n_out))
+        super().__init__(*hidden, Linear(sizes[-1], n_out))
 
     def forward(self, x, mask=None):
         return super().forward(x)
@@ -439,27 +440,26 @@ class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
     "A tokenizer that learns; by default the paper's, conditional (section II B, appendix A 1)."
 
     def __init__(
-        self,
-        codebook_size: int = 512,
-        conditional: bool = True,    # sees the whole jet, or (unconditional) one constituent
-        width: int = 128,            # of the blocks, or of the MLP's layers
-        blocks: int = 4,             # in the encoder, and in the decoder; hidden layers of the MLP
+        self, codebook_size: int = 512,
+        conditional: bool = True,  # sees the whole jet, or (unconditional) one constituent
+        width: int = 128, blocks: int = 4,  # of encoder and decoder each; or of the MLP's layers
         heads: int = 8,
-        latent: int = 4,             # components of a code
+        latent: int = 4,  # components of a code
         dropout: float = 0.0,
-        alpha: float = 10.0,         # weight of the quantizer's loss
+        alpha: float = 10.0,  # weight of the quantizer's loss
         beta: float = 0.9, sync_nu: float = 1.0, affine_lr: float = 2.0,  # of `VectorQuant`
         replace_freq: int = 10, kmeans_init: bool = True,
         quantizer: str = "omnijet",  # or "vqtorch": the original, where it is installed
-        pt_power: float = 0.0,       # a constituent counts in the training as p_T^pt_power
-        pt_shift: float = 1.8,       # features: ln p_T − pt_shift, angles · angle_factor
-        angle_factor: float = 3.0,
+        pt_power: float = 0.0,  # a constituent counts in the training as p_T^pt_power
+        pt_shift: float = 1.8, angle_factor: float = 3.0,  # of `FeatureScaling`
     ):
         super().__init__()
         if width % heads and conditional:
             raise OmnijetError(f"width is {width}, expected a multiple of heads ({heads})")
         if quantizer not in ("omnijet", "vqtorch"):
             raise OmnijetError(f"quantizer is {quantizer!r}, expected omnijet or vqtorch")
+        if quantizer == "vqtorch" and pt_power:
+            raise OmnijetError(f"pt_power is {pt_power}, expected 0 (vqtorch knows no weights)")
         stack, sizes = MLP, (width, blocks)
         if conditional:
             stack, sizes = NormFormer, (width, blocks, heads, dropout)
@@ -487,8 +487,6 @@ def _vqtorch():
 
     class Vqtorch(Original):
         def forward(self, z, mask, weight=None):
-            if weight is not None:
-                raise OmnijetError("quantizer 'vqtorch' knows no weights: pt_power must be 0")
             z_q, out = super().forward(z[mask][None])  # (1, N, F): no padding
             q = out["q"].reshape(-1)
             hits, usage = _usage(q, self.num_codes)
@@ -542,11 +540,20 @@ assert torch.isclose(told["loss"], told["reconstruction"] + 10 * told["quantizer
 
 # %%
 #| export
-def _check_lengths(sequences, what):
-    wrong = np.flatnonzero((sequences.lengths < 1) | (sequences.lengths > MAX_CONSTITUENTS))
-    if len(wrong):
-        raise OmnijetError(f"jet {wrong[0]} has {sequences.lengths[wrong[0]]} {what}, "
-                           f"expected 1 … {MAX_CONSTITUENTS} ({len(wrong)} such jets)")
+def _checked(sequences: Ragged, wrong, found, expected) -> Ragged:
+    "Sequences of 1 … 128 constituents of which none is `wrong`; `found` says what one is."
+    lengths = sequences.lengths
+    odd = (lengths < 1) | (lengths > MAX_CONSTITUENTS)
+    if odd.any():
+        jet = odd.argmax()
+        raise OmnijetError(f"jet {jet} has {lengths[jet]} constituents, "
+                           f"expected 1 … {MAX_CONSTITUENTS} ({odd.sum()} such jets)")
+    if wrong.any():
+        entry = wrong.argmax()
+        jet = np.searchsorted(sequences.offsets, entry, side="right") - 1
+        raise OmnijetError(f"jet {jet}, constituent {entry - sequences.offsets[jet]}: "
+                           f"{found(entry)}, expected {expected} ({wrong.sum()} such)")
+    return sequences
 
 
 def _constituents(jets) -> Ragged:
@@ -554,34 +561,26 @@ def _constituents(jets) -> Ragged:
     if "constituents" not in ak.fields(jets):
         jets = ak.zip({"constituents": jets}, depth_limit=1)
     fields = ak.fields(jets["constituents"])
-    missing = [name for name in FEATURES if name not in fields]
+    missing = ", ".join(name for name in FEATURES if name not in fields)
     if missing:
-        raise OmnijetError(f"constituents have no field {', '.join(missing)} "
-                           f"(have: {', '.join(fields)})")
+        raise OmnijetError(f"constituents have no field {missing} (have: {', '.join(fields)})")
     sequences = Ragged.from_jets(jets)
-    _check_lengths(sequences, "constituents")
     x = sequences.content
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1) | (x[:, 0] <= 0))
-    if len(bad):
-        jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
-        found = "pt = {:g} GeV, eta_rel = {:g}, phi_rel = {:g}".format(*x[bad[0]])
-        raise OmnijetError(f"jet {jet}, constituent {bad[0] - sequences.offsets[jet]}: {found}, "
-                           f"expected finite numbers and pt > 0 ({len(bad)} such constituents)")
-    return sequences
+    found = "pt = {:g} GeV, eta_rel = {:g}, phi_rel = {:g}".format
+    wrong = ~np.isfinite(x).all(axis=1) | (x[:, 0] <= 0)
+    return _checked(sequences, wrong, lambda i: found(*x[i]), "finite numbers and pt > 0")
 
 
 def _tokens(tokens, codebook_size) -> Ragged:
     "Tokens (n, var) end to end, checked."
     tokens = ak.Array(tokens)
-    sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
-    _check_lengths(sequences, "tokens")
-    x, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
-    bad = np.flatnonzero((x < 0) | (x >= codebook_size) | (x != given))
-    if len(bad):
-        jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
-        raise OmnijetError(f"jet {jet} has token {given[bad[0]]}, "
-                           f"expected 0 … {codebook_size - 1} ({len(bad)} such tokens)")
-    return sequences
+    try:
+        sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
+        x, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
+    except (TypeError, ValueError) as error:
+        raise OmnijetError(f"tokens are of type {tokens.type}, expected lists of ints") from error
+    wrong = (x < 0) | (x >= codebook_size) | (x != given)
+    return _checked(sequences, wrong, lambda i: f"token {given[i]}", f"0 … {codebook_size - 1}")
 
 
 # %%
@@ -591,6 +590,7 @@ def _tokens(tokens, codebook_size) -> Ragged:
 def _batched(self: VQVAE, function, sequences, batch_size, progress) -> Ragged:
     "Rows (N, …) that `function(x, mask)` gives for real positions; nothing learns meanwhile."
     rows, order, training = [], [], self.training
+    batch_size = as_number(batch_size, "batch_size", low=1)
     where = next(self.parameters()).device
     self.eval()
     try:
@@ -608,11 +608,9 @@ def _batched(self: VQVAE, function, sequences, batch_size, progress) -> Ragged:
 
 @patch
 def encode(
-    self: VQVAE,
-    jets: ak.Array,         # jets, or their constituents alone; 1 … 128 each
-    batch_size: int = 128,  # jets; more suit a GPU
-    progress: bool = False,
-) -> ak.Array:              # (n, var) int64, 0 … codebook_size − 1
+    self: VQVAE, jets,  # jets, or their constituents alone; 1 … 128 each
+    batch_size: int = 128, progress: bool = False,  # more jets suit a GPU
+) -> ak.Array:  # (n, var) int64, 0 … codebook_size − 1
     "A token for each constituent. `OmnijetError` for jets that are empty, too long or not finite."
     def codes(x, mask):  # (B, L, 3), (B, L) -> (N,)
         return self.quantizer(self.encoder(self.scaling.scale(x), mask), mask)[1]["q"]
@@ -624,11 +622,9 @@ def encode(
 
 @patch
 def decode(
-    self: VQVAE,
-    tokens: ak.Array,       # (n, var) ints, 0 … codebook_size − 1
-    batch_size: int = 128,  # jets; more suit a GPU
-    progress: bool = False,
-) -> ak.Array:              # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians
+    self: VQVAE, tokens,  # (n, var) ints, 0 … codebook_size − 1
+    batch_size: int = 128, progress: bool = False,
+) -> ak.Array:  # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians
     "The constituents that tokens stand for. `OmnijetError` for tokens outside the codebook."
     def constituents(q, mask):  # (B, L), (B, L) -> (N, 3)
         z_q = F.embedding(q, self.quantizer.get_codebook()) * mask[..., None]
@@ -666,32 +662,30 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
     "Linear bins in the scaled features, decoded to their centres (section III A). No learning."
 
     def __init__(
-        self,
-        bins: tuple = (21, 21, 21),  # of ln p_T, eta_rel, phi_rel
+        self, bins: tuple = (21, 21, 21),  # of ln p_T, eta_rel, phi_rel
         edges: tuple = ((-3.0, 5.0), (-2.4, 2.4), (-2.4, 2.4)),  # (low, high) of these, scaled
         pt_shift: float = 1.8, angle_factor: float = 3.0,  # of `FeatureScaling`
     ):
-        self.bins, self.edges = np.array(bins), np.array(edges, dtype=float)
-        shapes = self.bins.shape == (3,) and self.edges.shape == (3, 2)
-        if not shapes or (self.bins < 1).any() or (np.diff(self.edges) <= 0).any():
+        numbers = [as_number(n, "bins", low=1) for n in np.array(bins, object).ravel()]
+        ends = [as_number(x, "edges", whole=False) for x in np.array(edges, object).ravel()]
+        if len(numbers) != 3 or len(ends) != 6 or (np.diff(ends)[::2] <= 0).any():
             raise OmnijetError(f"bins {bins} and edges {edges}: expected three numbers of bins "
                                "and three pairs (low, high)")
+        self.codebook_size = as_number(math.prod(numbers), "product of bins", high=2**31 - 1)
+        self.bins, self.edges = np.array(numbers), np.reshape(ends, (3, 2))
         self.scaling = FeatureScaling(pt_shift, angle_factor)
-        self.codebook_size = int(self.bins.prod())
         self.out_of_range = 0  # constituents of the last `encode` that edge bins took from outside
 
     @classmethod
     def fit(
-        cls,
-        jets: ak.Array,
-        bins: tuple = (21, 21, 21),
+        cls, jets: ak.Array, bins: tuple = (21, 21, 21),
         quantiles: tuple = (0.001, 0.999),  # of each scaled feature, where the outer edges lie
-        **scaling,                          # of `FeatureScaling`
+        **scaling,  # of `FeatureScaling`
     ):
         "Bins whose edges are quantiles of jets."
-        features = FeatureScaling(**scaling).scale(_constituents(jets).content.astype(float))
-        edges = np.quantile(features, quantiles, axis=0).T  # (3, 2)
-        return cls(tuple(map(int, bins)), tuple(map(tuple, edges.tolist())), **scaling)
+        features = cls(bins, **scaling).scaling.scale(_constituents(jets).content.astype(float))
+        shares = [as_number(q, "quantiles", 0, 1, whole=False) for q in quantiles]
+        return cls(bins, np.quantile(features, shares, axis=0).T, **scaling)
 
     def encode(self, jets, batch_size=None, progress=False) -> ak.Array:
         "Tokens (n, var) of jets, 0 … codebook_size − 1; the same errors as `VQVAE.encode`."
@@ -733,11 +727,15 @@ print(f"{narrow.out_of_range} of {ak.sum(ak.num(jets.constituents))} constituent
 
 # %%
 #| export
-def load_tokenizer(name):  # a folder, a shipped name, or a name on the hub
-    "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`, on the CPU."
+def load_tokenizer(name, map_location="cpu", **hub):  # of `PretrainedMixin.from_pretrained`
+    "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`; a tokenizer itself is given back."
+    if not isinstance(name, (str, os.PathLike)):
+        if hasattr(name, "encode") and hasattr(name, "decode"):
+            return name
+        raise OmnijetError(f"{type(name).__name__} is no tokenizer, expected one, or its name")
+    folder = find_pretrained(name, **hub)
     kinds = {"VQVAE": VQVAE, "BinnedTokenizer": BinnedTokenizer}
-    folder = find_pretrained(name)
-    return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder)
+    return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder, map_location)
 
 
 # %%
@@ -819,42 +817,68 @@ with tempfile.TemporaryDirectory() as folder:
 MIRRORS = [("eta_rel",), ("phi_rel",), ("eta_rel", "phi_rel")]  # signs that an image has turned
 
 
-def tokenize_files(
-    tokenizer,               # a tokenizer, or what `load_tokenizer` takes
-    data,                    # a file, folder or glob of JetClass columns
-    out,                     # folder; a file of tokens has the name of its file of jets
-    batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
-    mirror: tuple = (),      # turn the sign of these: eta_rel, phi_rel
-    progress: bool = True,
-) -> list:                   # the files written
-    "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
-    about = {"tokenizer": type(tokenizer).__name__, "mirror": list(mirror)}
-    if isinstance(tokenizer, (str, Path)):
-        about["tokenizer"], tokenizer = str(tokenizer), load_tokenizer(tokenizer)
-        if isinstance(tokenizer, nn.Module):
-            tokenizer.to(device())
-    batch_size = batch_size or (128 if device().type == "cpu" else 1024)
-    sources = {}
+def _holds_tokens(path) -> bool:
+    with suppress(OmnijetError):  # no file, or not readable
+        return {"tokenizer", "codebook_size", "mirror"} <= read_metadata(path).keys()
+    return False
+
+
+def _places(data, out) -> dict:  # {file of tokens: its file of jets}
+    "Where tokens go; `OmnijetError` where they would be among the jets, or in place of others."
+    given = [Path(one).resolve() for one in (data if isinstance(data, (list, tuple)) else [data])]
+    home, places = Path(out).resolve(), {}
     for file in jet_files(data):
-        other = sources.setdefault(Path(out, f"{file.stem}.parquet"), file)
+        path = Path(out, f"{file.stem}.parquet")
+        if home == file.resolve().parent or any(map(home.is_relative_to, given)):
+            raise OmnijetError(f"{path}: tokens would be among the jets, choose another folder")
+        if path.exists() and not _holds_tokens(path):
+            raise OmnijetError(f"{path}: is there and not of `omnijet tokenize`, nor overwritten")
+        other = places.setdefault(path, file)
         if other != file:
             raise OmnijetError(f"{file}: its tokens and those of {other} would have one name")
-    bar = tqdm(sources.items(), "tokenize", unit="file", disable=not progress, leave=False)
-    for path, file in bar:
+    return places
+
+
+def tokenize_files(
+    tokenizer,  # a tokenizer, or what `load_tokenizer` takes
+    data,  # a file, folder or glob of JetClass columns, or a list of these
+    out,  # folder; a file of tokens has the name of its file of jets
+    batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
+    mirror: tuple = (),  # turn the sign of these: eta_rel, phi_rel
+    progress: bool = True,
+) -> list:  # the files written
+    "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
+    batch_size = as_number(batch_size, "batch_size", low=1, optional=True)
+    mirror = sorted(mirror)
+    if tuple(mirror) not in [(), *MIRRORS]:
+        raise OmnijetError(f"mirror is {mirror}, expected one of {MIRRORS}")
+    is_name = isinstance(tokenizer, (str, os.PathLike))
+    name = str(tokenizer) if is_name else type(tokenizer).__name__
+    tokenizer, places, written = load_tokenizer(tokenizer, device()), _places(data, out), []
+    make_folder(out)
+    for path, file in progress_bar(places.items(), progress, desc="tokenize", unit="file"):
         parts = []
         for jets in iter_jets(file):
             seen = {name: jets.constituents[name] for name in FEATURES}
             seen |= {name: -seen[name] for name in mirror}
-            tokens = tokenizer.encode(ak.zip(seen), batch_size=batch_size)
+            size = batch_size or (128 if device().type == "cpu" else 1024)
+            tokens = tokenizer.encode(ak.zip(seen), batch_size=size)
             parts.append((tokens, ak.to_numpy(jets.label), ak.to_numpy(jets.id)))
-        if not parts:
-            raise OmnijetError(f"{file}: no jets to tokenize")
-        tokens, label, id = (ak.concatenate(part) for part in zip(*parts))
-        write_tokens(tokens, path, label, id, codebook_size=tokenizer.codebook_size, **about)
-        whole = Path(out, f"{process_of(file)}.parquet")
-        if whole not in sources:  # a file of the whole process, as omnijet 0.1 wrote them
-            whole.unlink(missing_ok=True)
-    return list(sources)
+        whole = Path(out, f"{process_of(file)}.parquet")  # of a process, as omnijet 0.1 wrote them
+        stale = [whole] if whole not in places else []
+        if parts:
+            tokens, label, id = map(ak.concatenate, zip(*parts))
+            about = {"codebook_size": tokenizer.codebook_size, "tokenizer": name}
+            write_tokens(tokens, path, label, id, mirror=mirror, **about)
+            written.append(path)
+        else:
+            warnings.warn(f"{file}: no jets to tokenize, left out", stacklevel=2)
+            stale.append(path)
+        for old in filter(_holds_tokens, stale):
+            old.unlink()
+    if not written:
+        raise OmnijetError(f"{data}: no jets to tokenize")
+    return written
 
 
 # %%
@@ -878,19 +902,18 @@ assert set(table.label) == {CLASSES.index("TTBar")}
 def new_tokenizer(
     name: str,  # conditional-K, unconditional-K or binned-N
     jets: ak.Array = None,  # for the edges of bins
-    width: int = 128, blocks: int = 4, heads: int = 8,  # of the conditional one
-    **settings,  # of `VQVAE`
+    **settings,  # of `VQVAE`; the sizes of an unconditional one are always the same
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
-    kind, _, size = name.rpartition("-")
-    n = int(size) if size.isdigit() else 0
-    if n and kind == "binned":
-        return BinnedTokenizer.fit(jets, bins=(n, n, n))
-    if n and kind == "unconditional":
-        return VQVAE(n, conditional=False, width=128, blocks=3, **settings)
-    if n and kind == "conditional":
-        return VQVAE(n, width=width, blocks=blocks, heads=heads, **settings)
-    raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K or binned-N")
+    if not re.fullmatch("(conditional|unconditional|binned)-[1-9][0-9]*", str(name)):
+        raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K "
+                           "or binned-N")
+    kind, n = name.split("-")
+    if kind == "binned":
+        return BinnedTokenizer.fit(jets, [int(n)] * 3)
+    if kind == "unconditional":
+        settings |= {"conditional": False, "width": 128, "blocks": 3}
+    return VQVAE(int(n), **settings)
 
 
 def mass_resolution(tokenizer, jets: ak.Array, **settings) -> dict:  # of `statistics.resolution`
@@ -932,19 +955,21 @@ assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
 from omnijet.observables import color, compare, save_figure, style
 
 style()
-rng = np.random.default_rng(seed)
 
 
-def some_jets(split, n, **which):
-    jets = read_jets(run_path(run_dir, "data", split, chapter="00b_simulation"), **which)
-    return jets[np.sort(rng.permutation(len(jets))[:n])]
+def jets_of(sequences):
+    return ak.zip({"constituents": sequences.to_constituents()}, depth_limit=1)
 
 
-train_jets = some_jets("train", tokenizer_jets["train"])
-val_jets = some_jets("val", tokenizer_jets["val"])
-val_tops = val_jets[val_jets.label == CLASSES.index("TTBar")]
-data, val = Ragged.from_jets(train_jets), Ragged.from_jets(val_jets)
-print(f"{len(data)} jets to train, {len(val)} to validate ({len(val_tops)} of t → bqq′)")
+train_files, val_files, test_files = (run_path(run_dir, "data", split, chapter="00b_simulation")
+                                      for split in ("train", "val", "test"))
+data = training_data(train_files, max_jets=tokenizer_jets["train"], seed=seed)
+val = training_data(val_files, max_jets=tokenizer_jets["val"], seed=seed)
+in_memory = isinstance(data, Ragged)  # else streamed, and some jets stand for all of them
+some_jets = jets_of(data) if in_memory else read_jets(train_files, max_jets=100_000)
+val_tops = jets_of(val[val.extras["label"] == CLASSES.index("TTBar")])
+print(f"{len(data) if in_memory else data.sequences} jets to train, {len(val)} to validate "
+      f"({len(val_tops)} of t → bqq′)")
 
 # %% [markdown]
 # `tokenizer_training` goes whole into the `TrainingConfig`, and that is all that [`train`](00e_training.ipynb) hears: its AdamW follows `config.learning_rate`, which rises
@@ -966,7 +991,7 @@ for name in tokenizers:
     if name in shelf:
         model = load_tokenizer(shelf[name])
     else:
-        model = new_tokenizer(name, train_jets, **tokenizer_model)
+        model = new_tokenizer(name, some_jets, **tokenizer_model)
         if isinstance(model, VQVAE):
             histories[name] = train(model, data, val, config, out=folder / "training",
                                     on_epoch=after_epoch)
@@ -1005,12 +1030,11 @@ save_figure(fig, run_dir, "fig01a_tokenizer_training");
 #| eval: false
 chosen = Path(run_dir, "tokenizers", backbone_tokenizer)
 for split in ("train", "val", "test"):
-    jets_of_split = run_path(run_dir, "data", split, chapter="00b_simulation")
-    files = tokenize_files(chosen, jets_of_split, Path(run_dir, "tokens", split))
+    files = tokenize_files(chosen, Path(run_dir, "data", split), Path(run_dir, "tokens", split))
     print(f"{split}: {len(files)} files")
 for mirror in MIRRORS if backbone_mirrors else []:
     folder = Path(run_dir, "tokens", "_".join(["train", *mirror]))
-    tokenize_files(chosen, Path(run_dir, "data", "train"), folder, mirror=mirror)
+    tokenize_files(chosen, train_files, folder, mirror=mirror)
 
 # %% [markdown]
 # ## What tokens look like
@@ -1022,7 +1046,7 @@ for mirror in MIRRORS if backbone_mirrors else []:
 #| eval: false
 highlights = ["conditional-512", backbone_tokenizer, "unconditional-512", "binned-21"]
 highlights = [name for name in dict.fromkeys(highlights) if name in trained]
-test_tops = some_jets("test", 5000, classes="TTBar")
+test_tops = read_jets(test_files, classes="TTBar", max_jets=5000)
 jet = test_tops[:1]
 original, tokens = jet.constituents[0], trained[backbone_tokenizer].encode(jet)[0]
 shown = min(len(original), 30)
@@ -1106,19 +1130,19 @@ TokenExplorer(chosen)
 
 # %%
 #| eval: false
-JetBrowser(read_jets(Path(run_dir, "data", "test"), max_jets=2000), tokenizer=chosen)
+JetBrowser(read_jets(test_files, max_jets=2000), tokenizer=chosen)
 
 # %% [markdown]
 # ## Numbers
 #
-# How much of each vocabulary the training jets use.
+# How much of each vocabulary the training jets use (where they are too many to hold: 100,000 of them).
 
 # %%
 #| eval: false
 numbers = []
 for name, tokenizer in trained.items():
-    used = np.unique(ak.to_numpy(ak.flatten(tokenizer.encode(train_jets)))).size
-    numbers.append(number("codes_used", used / tokenizer.codebook_size, n_jets=len(train_jets),
+    used = np.unique(ak.to_numpy(ak.flatten(tokenizer.encode(some_jets)))).size
+    numbers.append(number("codes_used", used / tokenizer.codebook_size, n_jets=len(some_jets),
                           tokenizer=name))
 record(run_dir, "01_vqvae", numbers)
 show(numbers)

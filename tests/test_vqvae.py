@@ -438,7 +438,7 @@ def test_bad_jets_and_tokens(make):
         tokenizer.encode(good[["pt", "phi_rel"]])
     K = tokenizer.codebook_size
     for wrong in (-1, K, 0.5):
-        with pytest.raises(OmnijetError, match=f"jet 1 has token {wrong}, expected 0 … {K - 1}"):
+        with pytest.raises(OmnijetError, match=f"jet 1, constituent 1: token {wrong}, expected 0 … {K - 1}"):
             tokenizer.decode(ak.Array([[0, 1], [2, wrong]]))
 
 
@@ -524,7 +524,7 @@ def test_other_checkpoints(golden, tmp_path):
         VQVAE.from_gabbro(tmp_path / "other.ckpt")
     hyper_parameters, state = read_gabbro(golden / "gabbro_tokenizer_mlp.ckpt")
     model = hyper_parameters["model_kwargs"]
-    for kind, changed in {"VQVAENormFormer": {}, "MLP": {"latent_dim": "4"}, "Transformer": {"hidden_dim": 32, "num_blocks": 1, "num_heads": 5}}.items():
+    for kind, changed in {"VQVAENormFormer": {}, "MLP": {"latent_dim": "four"}, "Transformer": {"hidden_dim": 32, "num_blocks": 1, "num_heads": 5}}.items():
         torch.save({"hyper_parameters": {"model_type": kind, "model_kwargs": model | changed}, "state_dict": state}, tmp_path / "other.ckpt")
         with pytest.raises(OmnijetError, match=f"other.ckpt: model_kwargs do not describe a {kind}"):
             VQVAE.from_gabbro(tmp_path / "other.ckpt")
