@@ -7,9 +7,9 @@ __all__ = ['MIRRORS', 'nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'No
            'BinnedTokenizer', 'load_tokenizer', 'tokenize_files', 'new_tokenizer', 'mass_resolution']
 
 # %% ../nbs/01_vqvae.ipynb #62cf0aeb
-import math, os, re, warnings
+import math, re, warnings
 from contextlib import suppress
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import awkward as ak
@@ -45,7 +45,7 @@ def nearest(z, codebook) -> torch.Tensor:  # (N, F), (K, F) -> (N,) int64
     products = (torch.addmm(square, part, codebook.T, alpha=-2) for part in z.split(max(1, size)))
     return torch.cat([distances.argmin(1) for distances in products])
 
-# %% ../nbs/01_vqvae.ipynb #0109fb9b
+
 def kmeans(z, num_codes: int) -> torch.Tensor:  # (N, F) -> (num_codes, F)
     "Centres of clusters (Lloyd's algorithm); if there are too few rows, these and points nearby."
     if len(z) <= num_codes:
@@ -65,8 +65,7 @@ class AffineTransform(nn.Module):
 
     def __init__(self, feature_size: int, lr_scale: float):
         super().__init__()
-        self.scale = nn.Parameter(torch.zeros(1, feature_size))
-        self.bias = nn.Parameter(torch.zeros(1, feature_size))
+        self.scale, self.bias = (nn.Parameter(torch.zeros(1, feature_size)) for _ in range(2))
         self.lr_scale = lr_scale
 
     def forward(self, codebook):  # (K, F)
@@ -151,9 +150,8 @@ def forward(
         z_q = rows + (e - rows).detach()  # equation 1
         z_q = z_q + self.sync_nu * (e - e.detach())  # nothing, but its gradient
     hits, usage = _usage(q, self.num_codes)
-    replaced = hits.new_zeros(())
-    if self.training and self.replace_freq:
-        replaced = self._replace(hits, rows, w)
+    replacing = self.training and self.replace_freq
+    replaced = self._replace(hits, rows, w) if replacing else hits.new_zeros(())
     z_q = torch.zeros_like(z, dtype=z_q.dtype).masked_scatter(mask[..., None], z_q)
     return z_q, {"q": q, "loss": loss, "replaced": replaced, **usage}
 
@@ -254,9 +252,8 @@ class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
             raise OmnijetError(f"quantizer is {quantizer!r}, expected omnijet or vqtorch")
         if quantizer == "vqtorch" and pt_power:
             raise OmnijetError(f"pt_power is {pt_power}, expected 0 (vqtorch knows no weights)")
-        stack, sizes = MLP, (width, blocks)
-        if conditional:
-            stack, sizes = NormFormer, (width, blocks, heads, dropout)
+        stack = NormFormer if conditional else MLP
+        sizes = (width, blocks, heads, dropout)[:4 if conditional else 2]
         self.codebook_size, self.conditional = codebook_size, conditional
         self.alpha, self.pt_power = alpha, pt_power
         self.scaling = FeatureScaling(pt_shift, angle_factor)
@@ -446,10 +443,10 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
         centre = self.scaling.unscale(low + (cell + 0.5) / self.bins * (high - low))
         return Ragged(centre.astype(np.float32), sequences.offsets).to_constituents()
 
-# %% ../nbs/01_vqvae.ipynb #4b0a60cc
+
 def load_tokenizer(name, map_location="cpu", **hub):  # of `PretrainedMixin.from_pretrained`
     "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`; a tokenizer itself is given back."
-    if not isinstance(name, (str, os.PathLike)):
+    if not isinstance(name, (str, Path)):
         if hasattr(name, "encode") and hasattr(name, "decode"):
             return name
         raise OmnijetError(f"{type(name).__name__} is no tokenizer, expected one, or its name")
@@ -473,12 +470,9 @@ def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-
     kind, known = found.get("model_type"), ("VQVAENormFormer", "Transformer", "MLP")
     if kind not in known:
         raise OmnijetError(f"{path}: model_type is {kind!r}, expected {' or '.join(known)}")
-    weights = {}
-    for key, value in state.items():
-        key = key.removeprefix("model.")
-        for theirs, ours in _NAMES.items():
-            key = key.replace(theirs, ours)
-        weights[key] = value
+    names = [("model.", ""), *_NAMES.items()]
+    weights = {reduce(lambda key, pair: key.replace(*pair), names, key): value
+               for key, value in state.items()}
     try:
         model, quantizer = found["model_kwargs"], found["model_kwargs"]["vq_kwargs"]
         same = ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init")
@@ -489,16 +483,16 @@ def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-
             layers = model["encoder_layers"]
             settings |= {"width": layers[0], "blocks": len(layers)}
         else:
-            sizes = {"width": "hidden_dim", "blocks": "num_blocks", "heads": "num_heads"}
-            settings |= {ours: model[theirs] for ours, theirs in sizes.items()}
+            settings |= {"width": model["hidden_dim"], "blocks": model["num_blocks"],
+                         "heads": model["num_heads"]}
         with torch.device("meta"):  # sizes alone reserve no memory
             plan = cls(**settings)
     except Exception as error:
         raise OmnijetError(f"{path}: model_kwargs do not describe a {kind} ({error!r})") from error
     check_shapes(plan, weights, path)
-    tokenizer = cls(**settings)
+    tokenizer = cls(**settings).eval()
     tokenizer.load_state_dict(weights)
-    return tokenizer.eval()
+    return tokenizer
 
 # %% ../nbs/01_vqvae.ipynb #8bf9b52d
 MIRRORS = [("eta_rel",), ("phi_rel",), ("eta_rel", "phi_rel")]  # signs that an image has turned
@@ -539,8 +533,7 @@ def tokenize_files(
     mirror = sorted(mirror)
     if tuple(mirror) not in [(), *MIRRORS]:
         raise OmnijetError(f"mirror is {mirror}, expected one of {MIRRORS}")
-    is_name = isinstance(tokenizer, (str, os.PathLike))
-    name = str(tokenizer) if is_name else type(tokenizer).__name__
+    name = str(tokenizer) if isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
     tokenizer, places, written = load_tokenizer(tokenizer, device()), _places(data, out), []
     make_folder(out)
     for path, file in progress_bar(places.items(), progress, desc="tokenize", unit="file"):
@@ -575,8 +568,8 @@ def new_tokenizer(
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
     if not re.fullmatch("(conditional|unconditional|binned)-[1-9][0-9]*", str(name)):
-        raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K "
-                           "or binned-N")
+        expected = "expected conditional-K, unconditional-K or binned-N"
+        raise OmnijetError(f"tokenizer {name!r}: {expected}")
     kind, n = name.split("-")
     if kind == "binned":
         return BinnedTokenizer.fit(jets, [int(n)] * 3)

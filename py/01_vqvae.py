@@ -70,9 +70,9 @@ backbone_mirrors = True  # pre-training sees mirror images (the paper: no)
 
 # %%
 #| export
-import math, os, re, warnings
+import math, re, warnings
 from contextlib import suppress
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import awkward as ak
@@ -129,19 +129,6 @@ def nearest(z, codebook) -> torch.Tensor:  # (N, F), (K, F) -> (N,) int64
     return torch.cat([distances.argmin(1) for distances in products])
 
 
-# %%
-generator = torch.Generator().manual_seed(seed)
-z = torch.randn(1000, 4, generator=generator)
-codes_2048 = torch.randn(2048, 4, generator=generator)
-for codes in (codes_2048, codes_2048[:512]):  # k-d tree, matrix product
-    assert torch.equal(nearest(z, codes), torch.cdist(z, codes).argmin(1))
-
-
-# %% [markdown]
-# A codebook starts at the centres of encoder outputs, found by a few rounds of k-means.
-
-# %%
-#| export
 def kmeans(z, num_codes: int) -> torch.Tensor:  # (N, F) -> (num_codes, F)
     "Centres of clusters (Lloyd's algorithm); if there are too few rows, these and points nearby."
     if len(z) <= num_codes:
@@ -155,6 +142,17 @@ def kmeans(z, num_codes: int) -> torch.Tensor:  # (N, F) -> (num_codes, F)
         centres = torch.where(count > 0, total / count.clamp(min=1), centres)
     return centres
 
+
+# %%
+generator = torch.Generator().manual_seed(seed)
+z = torch.randn(1000, 4, generator=generator)
+codes_2048 = torch.randn(2048, 4, generator=generator)
+for codes in (codes_2048, codes_2048[:512]):  # k-d tree, matrix product
+    assert torch.equal(nearest(z, codes), torch.cdist(z, codes).argmin(1))
+
+
+# %% [markdown]
+# A codebook starts at the centres of encoder outputs, found by a few rounds of k-means.
 
 # %%
 def spread(z, centres):
@@ -203,8 +201,7 @@ class AffineTransform(nn.Module):
 
     def __init__(self, feature_size: int, lr_scale: float):
         super().__init__()
-        self.scale = nn.Parameter(torch.zeros(1, feature_size))
-        self.bias = nn.Parameter(torch.zeros(1, feature_size))
+        self.scale, self.bias = (nn.Parameter(torch.zeros(1, feature_size)) for _ in range(2))
         self.lr_scale = lr_scale
 
     def forward(self, codebook):  # (K, F)
@@ -294,9 +291,8 @@ def forward(
         z_q = rows + (e - rows).detach()  # equation 1
         z_q = z_q + self.sync_nu * (e - e.detach())  # nothing, but its gradient
     hits, usage = _usage(q, self.num_codes)
-    replaced = hits.new_zeros(())
-    if self.training and self.replace_freq:
-        replaced = self._replace(hits, rows, w)
+    replacing = self.training and self.replace_freq
+    replaced = self._replace(hits, rows, w) if replacing else hits.new_zeros(())
     z_q = torch.zeros_like(z, dtype=z_q.dtype).masked_scatter(mask[..., None], z_q)
     return z_q, {"q": q, "loss": loss, "replaced": replaced, **usage}
 
@@ -460,9 +456,8 @@ class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
             raise OmnijetError(f"quantizer is {quantizer!r}, expected omnijet or vqtorch")
         if quantizer == "vqtorch" and pt_power:
             raise OmnijetError(f"pt_power is {pt_power}, expected 0 (vqtorch knows no weights)")
-        stack, sizes = MLP, (width, blocks)
-        if conditional:
-            stack, sizes = NormFormer, (width, blocks, heads, dropout)
+        stack = NormFormer if conditional else MLP
+        sizes = (width, blocks, heads, dropout)[:4 if conditional else 2]
         self.codebook_size, self.conditional = codebook_size, conditional
         self.alpha, self.pt_power = alpha, pt_power
         self.scaling = FeatureScaling(pt_shift, angle_factor)
@@ -706,6 +701,17 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
         return Ragged(centre.astype(np.float32), sequences.offsets).to_constituents()
 
 
+def load_tokenizer(name, map_location="cpu", **hub):  # of `PretrainedMixin.from_pretrained`
+    "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`; a tokenizer itself is given back."
+    if not isinstance(name, (str, Path)):
+        if hasattr(name, "encode") and hasattr(name, "decode"):
+            return name
+        raise OmnijetError(f"{type(name).__name__} is no tokenizer, expected one, or its name")
+    folder = find_pretrained(name, **hub)
+    kinds = {"VQVAE": VQVAE, "BinnedTokenizer": BinnedTokenizer}
+    return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder, map_location)
+
+
 # %%
 binned = BinnedTokenizer.fit(jets, bins=(21, 21, 21), quantiles=(0, 1))
 tokens = binned.encode(jets)
@@ -724,19 +730,6 @@ print(f"{narrow.out_of_range} of {ak.sum(ak.num(jets.constituents))} constituent
 # ## Saved and loaded
 #
 # Both kinds are saved and loaded as [chapter models](00f_models.ipynb) has it; `load_tokenizer` takes either.
-
-# %%
-#| export
-def load_tokenizer(name, map_location="cpu", **hub):  # of `PretrainedMixin.from_pretrained`
-    "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`; a tokenizer itself is given back."
-    if not isinstance(name, (str, os.PathLike)):
-        if hasattr(name, "encode") and hasattr(name, "decode"):
-            return name
-        raise OmnijetError(f"{type(name).__name__} is no tokenizer, expected one, or its name")
-    folder = find_pretrained(name, **hub)
-    kinds = {"VQVAE": VQVAE, "BinnedTokenizer": BinnedTokenizer}
-    return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder, map_location)
-
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -766,12 +759,9 @@ def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-
     kind, known = found.get("model_type"), ("VQVAENormFormer", "Transformer", "MLP")
     if kind not in known:
         raise OmnijetError(f"{path}: model_type is {kind!r}, expected {' or '.join(known)}")
-    weights = {}
-    for key, value in state.items():
-        key = key.removeprefix("model.")
-        for theirs, ours in _NAMES.items():
-            key = key.replace(theirs, ours)
-        weights[key] = value
+    names = [("model.", ""), *_NAMES.items()]
+    weights = {reduce(lambda key, pair: key.replace(*pair), names, key): value
+               for key, value in state.items()}
     try:
         model, quantizer = found["model_kwargs"], found["model_kwargs"]["vq_kwargs"]
         same = ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init")
@@ -782,16 +772,16 @@ def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-
             layers = model["encoder_layers"]
             settings |= {"width": layers[0], "blocks": len(layers)}
         else:
-            sizes = {"width": "hidden_dim", "blocks": "num_blocks", "heads": "num_heads"}
-            settings |= {ours: model[theirs] for ours, theirs in sizes.items()}
+            settings |= {"width": model["hidden_dim"], "blocks": model["num_blocks"],
+                         "heads": model["num_heads"]}
         with torch.device("meta"):  # sizes alone reserve no memory
             plan = cls(**settings)
     except Exception as error:
         raise OmnijetError(f"{path}: model_kwargs do not describe a {kind} ({error!r})") from error
     check_shapes(plan, weights, path)
-    tokenizer = cls(**settings)
+    tokenizer = cls(**settings).eval()
     tokenizer.load_state_dict(weights)
-    return tokenizer.eval()
+    return tokenizer
 
 
 # %%
@@ -852,8 +842,7 @@ def tokenize_files(
     mirror = sorted(mirror)
     if tuple(mirror) not in [(), *MIRRORS]:
         raise OmnijetError(f"mirror is {mirror}, expected one of {MIRRORS}")
-    is_name = isinstance(tokenizer, (str, os.PathLike))
-    name = str(tokenizer) if is_name else type(tokenizer).__name__
+    name = str(tokenizer) if isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
     tokenizer, places, written = load_tokenizer(tokenizer, device()), _places(data, out), []
     make_folder(out)
     for path, file in progress_bar(places.items(), progress, desc="tokenize", unit="file"):
@@ -906,8 +895,8 @@ def new_tokenizer(
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
     if not re.fullmatch("(conditional|unconditional|binned)-[1-9][0-9]*", str(name)):
-        raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K "
-                           "or binned-N")
+        expected = "expected conditional-K, unconditional-K or binned-N"
+        raise OmnijetError(f"tokenizer {name!r}: {expected}")
     kind, n = name.split("-")
     if kind == "binned":
         return BinnedTokenizer.fit(jets, [int(n)] * 3)

@@ -11,7 +11,7 @@ import torch
 
 from omnijet import vqvae
 from omnijet.files import OmnijetError, read_metadata, write_columns
-from omnijet.data import Ragged, read_jets, read_tokens, sample_jets, to_columns
+from omnijet.data import Ragged, read_jets, read_tokens, sample_jets, to_columns, write_tokens
 from omnijet.gpt import load_tokens
 from omnijet.models import PretrainedMixin, find_pretrained, read_gabbro
 from omnijet.training import TrainingConfig, train
@@ -339,12 +339,14 @@ def test_tokenize_files(tmp_path):
     model = scrambled()
     out = tmp_path / "tokens"
     out.mkdir()
-    for old in ("TTBar", "other"):
-        (out / f"{old}.parquet").write_bytes(b"")                                    # omnijet 0.1 wrote a file a process
+    write_tokens(ak.Array([[1, 2]]), out / "TTBar.parquet", tokenizer="VQVAE", codebook_size=64, mirror=[])  # omnijet 0.1 wrote a file a process
+    for other in ("other", "HToBB"):                                                  # not of omnijet
+        (out / f"{other}.parquet").write_bytes(b"")
     files = tokenize_files(model, tmp_path / "data", out, progress=False)
     assert [f.name for f in files] == ["HToBB_000.parquet", "TTBar_000.parquet", "TTBar_001.parquet"]    # by class, then name
-    assert not (out / "TTBar.parquet").exists() and (out / "other.parquet").exists()
-    (out / "other.parquet").unlink()
+    assert not (out / "TTBar.parquet").exists() and (out / "other.parquet").exists() and (out / "HToBB.parquet").exists()
+    for other in ("other", "HToBB"):
+        (out / f"{other}.parquet").unlink()
     table, read = read_tokens(out), read_jets(tmp_path / "data")
     assert ak.all(table.tokens == model.encode(read)) and ak.all(table.id == read.id) and len(set(table.id.tolist())) == 3 * n
     assert set(table.label.tolist()) == {8}
