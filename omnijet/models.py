@@ -227,7 +227,8 @@ class PretrainedMixin(
             about["weights"] = hashlib.sha256(content).hexdigest()
         settings = {name: as_json(value, name) for name, value in self.settings().items()}
         config = {"kind": type(self).__name__, **settings, "origin": about}
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        tolist = operator.methodcaller("tolist")
+        (folder / "config.json").write_text(json.dumps(config, indent=1, default=tolist))
         if _read_model(type(self), folder)[0] != settings:  # it compares the weights' checksum
             raise OmnijetError(f"{folder}/config.json: reads back as something else")
 

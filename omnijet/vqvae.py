@@ -128,7 +128,7 @@ def forward(
     z: torch.Tensor,  # (…, F) encoder outputs
     mask: torch.Tensor = None,  # (…) bool: True where real; None: everywhere
     weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and draws codes
-):                                # z_q (…, F), zero where masked, and a dict
+):  # z_q (…, F), zero where masked, and a dict
     "Quantize. The dict: codes q (N,) of the real positions, loss, perplexity, used, replaced."
     if mask is None:
         mask = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
@@ -321,13 +321,13 @@ def _checked(sequences: Ragged, wrong, found, expected) -> Ragged:
 
 def _constituents(jets) -> Ragged:
     "The constituents of jets, or constituents themselves, end to end, checked."
-    if "constituents" not in ak.fields(jets):
-        jets = ak.zip({"constituents": jets}, depth_limit=1)
-    fields = ak.fields(jets["constituents"])
+    jets = jets if np.iterable(jets) else []
+    inner = jets["constituents"] if "constituents" in ak.fields(jets) else jets
+    fields = ak.fields(inner)
     missing = ", ".join(name for name in FEATURES if name not in fields)
     if missing:
         raise OmnijetError(f"constituents have no field {missing} (have: {', '.join(fields)})")
-    sequences = Ragged.from_jets(jets)
+    sequences = Ragged.from_jets(ak.zip({"constituents": inner}, depth_limit=1))
     x = sequences.content
     found = "pt = {:g} GeV, eta_rel = {:g}, phi_rel = {:g}".format
     wrong = ~np.isfinite(x).all(axis=1) | (x[:, 0] <= 0)
@@ -336,12 +336,13 @@ def _constituents(jets) -> Ragged:
 
 def _tokens(tokens, codebook_size) -> Ragged:
     "Tokens (n, var) end to end, checked."
-    tokens = ak.Array(tokens)
     try:
+        tokens = ak.Array(tokens)
         sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
         x, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
     except (TypeError, ValueError) as error:
-        raise OmnijetError(f"tokens are of type {tokens.type}, expected lists of ints") from error
+        kind = getattr(tokens, "type", type(tokens).__name__)
+        raise OmnijetError(f"tokens are of type {kind}, expected lists of integers") from error
     wrong = (x < 0) | (x >= codebook_size) | (x != given)
     return _checked(sequences, wrong, lambda i: f"token {given[i]}", f"0 … {codebook_size - 1}")
 
@@ -407,8 +408,8 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
         numbers = [as_number(n, "bins", low=1) for n in np.array(bins, object).ravel()]
         ends = [as_number(x, "edges", whole=False) for x in np.array(edges, object).ravel()]
         if len(numbers) != 3 or len(ends) != 6 or (np.diff(ends)[::2] <= 0).any():
-            raise OmnijetError(f"bins {bins} and edges {edges}: expected three numbers of bins "
-                               "and three pairs (low, high)")
+            raise OmnijetError(f"bins {numbers}, edges {ends}: expected three and three pairs "
+                               "(low, high)")
         self.codebook_size = as_number(math.prod(numbers), "product of bins", high=2**31 - 1)
         self.bins, self.edges = np.array(numbers), np.reshape(ends, (3, 2))
         self.scaling = FeatureScaling(pt_shift, angle_factor)
