@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from .files import OmnijetError, as_number
 from .data import FeatureScaling, Ragged
-from .models import Linear
+from .models import Linear, checked
 
 # %% ../nbs/04a_flow_matching.ipynb #038e774f
 class EPiCLayer(nn.Module):
@@ -28,7 +29,8 @@ class EPiCLayer(nn.Module):
 
     def forward(self, x, g, c, mask):  # (B, L, W), (B, G), (B, C), (B, L)
         x = x * mask[..., None]
-        mean, total = x.sum(1) / mask.sum(1, keepdim=True), x.sum(1) / 40  # (B, W) each
+        n = mask.sum(1, keepdim=True).clamp(min=1)
+        mean, total = x.sum(1) / n, x.sum(1) / 40  # (B, W) each
         g = g + self.to_global(torch.cat([mean, total, g, c], 1))  # (B, G)
         context = torch.cat([g, c], 1)[:, None].expand(-1, x.shape[1], -1)  # (B, L, G + C)
         return x + self.to_local(torch.cat([x, context], -1)), g
@@ -36,6 +38,7 @@ class EPiCLayer(nn.Module):
 
 class FlowMatching(nn.Module):
     "Jets from noise by flow matching, given the number of constituents (appendix C, figure 14)."
+    @checked
     def __init__(self, width: int = 64, layers: int = 4, width_global: int = 16):
         super().__init__()
         C = 8  # conditions: time, and the number of constituents
@@ -48,12 +51,15 @@ class FlowMatching(nn.Module):
 
     def learn_scale(self, jets: Ragged):
         "Take mean and spread of features, and the constituent counts, from jets; the model itself."
-        x = torch.from_numpy(FeatureScaling().scale(jets.content))
-        self.mean, self.std, self.counts = x.mean(0), x.std(0), torch.from_numpy(jets.lengths)
+        if len(jets.content) < 2:
+            raise OmnijetError(f"{jets}: no constituents to learn from")
+        x, lengths = torch.from_numpy(FeatureScaling().scale(jets.content)), jets.lengths
+        self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
+        self.counts = torch.from_numpy(lengths[lengths > 0])
         return self
 
     def forward(self, x, t, mask):  # (B, L, 3), (B,), (B, L) -> velocity (B, L, 3)
-        n = mask.sum(1) / 40
+        n = mask.sum(1).clamp(min=1) / 40
         waves = [f(2 ** k * torch.pi * t) for k in (0, 1) for f in (torch.sin, torch.cos)]
         c = torch.stack([t, n, n.log(), *waves, t * n], 1)  # (B, C)
         x = self.start(torch.cat([x, c[:, None].expand(-1, x.shape[1], -1)], -1))
@@ -74,24 +80,25 @@ class FlowMatching(nn.Module):
 @patch
 @torch.inference_mode()
 def generate(
-    self: FlowMatching,
-    n: int,  # jets
-    seed: int = 1,
+    self: FlowMatching, n: int, seed: int = 1,  # jets
     steps: int = 50,  # midpoint steps from noise to jet
 ) -> ak.Array:  # constituents by falling pt
     "Draw `n` jets; what falls outside the paper's cut on the angles comes to lie on its edge."
+    n, seed = as_number(n, "n", 0), as_number(seed, "seed", 0, 2**63 - 1)
+    steps = as_number(steps, "steps", 1, 10_000)
+    if not len(self.counts):
+        raise OmnijetError("a flow that has seen no jets: call learn_scale, then train it")
     where, random = self.mean.device, torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(self.counts), (n,), generator=random)
     lengths = self.counts.cpu()[drawn].sort().values
-    content = []
-    for part in lengths.split(1000):
+    content = [np.zeros((0, 3), np.float32)]
+    for part in lengths.split(1000) if n else ():
         mask = (torch.arange(part.max()) < part[:, None]).to(where)  # (B, L)
         x = torch.randn(*mask.shape, 3, generator=random).to(where)
         for t in torch.linspace(1, 0, steps + 1, device=where)[:-1]:
             half = x - self(x, t.expand(len(x)), mask) / (2 * steps)
             x = x - self(half, (t - 1 / (2 * steps)).expand(len(x)), mask) / steps
-        x = FeatureScaling().unscale(x * self.std + self.mean)[mask]
-        content.append(x.cpu().numpy())
+        content.append(FeatureScaling().unscale(x * self.std + self.mean)[mask].cpu().numpy())
     content = np.concatenate(content)
     content[:, 1:] = content[:, 1:].clip(-0.8, 0.8)
     jets = Ragged(content, np.append(0, np.cumsum(lengths.numpy()))).to_constituents()
