@@ -9,11 +9,10 @@ __all__ = ['EPiCLayer', 'FlowMatching']
 import awkward as ak
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .files import OmnijetError, as_number
+from .files import as_number
 from .data import FeatureScaling, Ragged
 from .models import Linear, checked
 
@@ -29,8 +28,7 @@ class EPiCLayer(nn.Module):
 
     def forward(self, x, g, c, mask):  # (B, L, W), (B, G), (B, C), (B, L)
         x = x * mask[..., None]
-        n = mask.sum(1, keepdim=True).clamp(min=1)
-        mean, total = x.sum(1) / n, x.sum(1) / 40  # (B, W) each
+        mean, total = x.sum(1) / mask.sum(1, keepdim=True), x.sum(1) / 40  # (B, W) each
         g = g + self.to_global(torch.cat([mean, total, g, c], 1))  # (B, G)
         context = torch.cat([g, c], 1)[:, None].expand(-1, x.shape[1], -1)  # (B, L, G + C)
         return x + self.to_local(torch.cat([x, context], -1)), g
@@ -51,15 +49,15 @@ class FlowMatching(nn.Module):
 
     def learn_scale(self, jets: Ragged):
         "Take mean and spread of features, and the constituent counts, from jets; the model itself."
-        if len(jets.content) < 2:
-            raise OmnijetError(f"{jets}: no constituents to learn from")
-        x, lengths = torch.from_numpy(FeatureScaling().scale(jets.content)), jets.lengths
+        as_number(len(jets.content), "the number of constituents to learn from", 2)
+        x = torch.from_numpy(FeatureScaling().scale(jets.content))
         self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
-        self.counts = torch.from_numpy(lengths[lengths > 0])
+        self.counts = torch.from_numpy(jets.lengths)
         return self
 
     def forward(self, x, t, mask):  # (B, L, 3), (B,), (B, L) -> velocity (B, L, 3)
-        n = mask.sum(1).clamp(min=1) / 40
+        mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # of empty jets, too
+        n = mask.sum(1) / 40
         waves = [f(2 ** k * torch.pi * t) for k in (0, 1) for f in (torch.sin, torch.cos)]
         c = torch.stack([t, n, n.log(), *waves, t * n], 1)  # (B, C)
         x = self.start(torch.cat([x, c[:, None].expand(-1, x.shape[1], -1)], -1))
@@ -73,24 +71,19 @@ class FlowMatching(nn.Module):
         x0 = (FeatureScaling().scale(batch["x"]) - self.mean) / self.std  # (B, L, 3)
         x1, t = torch.randn_like(x0), torch.rand(len(x0), device=x0.device)
         xt = x0 + t[:, None, None] * (x1 - x0)
-        loss = F.mse_loss(self(xt, t, mask)[mask], (x1 - x0)[mask])
+        loss = nn.functional.mse_loss(self(xt, t, mask)[mask], (x1 - x0)[mask])
         return {"loss": loss, "weight": mask.sum().float()}
 
 # %% ../nbs/04a_flow_matching.ipynb #e6c02164
 @patch
 @torch.inference_mode()
-def generate(
-    self: FlowMatching, n: int, seed: int = 1,  # jets
-    steps: int = 50,  # midpoint steps from noise to jet
-) -> ak.Array:  # constituents by falling pt
-    "Draw `n` jets; what falls outside the paper's cut on the angles comes to lie on its edge."
+def generate(self: FlowMatching, n: int, seed: int = 1, steps: int = 50) -> ak.Array:
+    "The constituents of `n` jets; what falls outside the cut on the angles comes to lie on its edge."
     n, seed = as_number(n, "n", 0), as_number(seed, "seed", 0, 2**63 - 1)
     steps = as_number(steps, "steps", 1, 10_000)
-    if not len(self.counts):
-        raise OmnijetError("a flow that has seen no jets: call learn_scale, then train it")
-    where, random = self.mean.device, torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(self.counts), (n,), generator=random)
-    lengths = self.counts.cpu()[drawn].sort().values
+    as_number(len(self.counts), "the number of jets that `learn_scale` has seen", 1)
+    where, counts, random = self.mean.device, self.counts.cpu(), torch.Generator().manual_seed(seed)
+    lengths = counts[torch.randint(len(counts), (n,), generator=random)].sort().values
     content = [np.zeros((0, 3), np.float32)]
     for part in lengths.split(1000) if n else ():
         mask = (torch.arange(part.max()) < part[:, None]).to(where)  # (B, L)

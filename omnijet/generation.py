@@ -29,10 +29,9 @@ from .gpt import GenerativeModel, Sampling
 # %% ../nbs/04_generation.ipynb #b75f68ac
 def _checksum(model):
     "crc32 of what a model or tokenizer is: its settings and weights."
-    crc = zlib.crc32(repr(model.settings()).encode())
-    for weight in model.state_dict().values() if isinstance(model, nn.Module) else ():
-        crc = zlib.crc32(weight.float().cpu().numpy().tobytes(), crc)
-    return crc
+    weights = model.state_dict().values() if isinstance(model, nn.Module) else ()
+    weights = b"".join(weight.float().cpu().numpy().tobytes() for weight in weights)
+    return zlib.crc32(repr(model.settings()).encode() + weights)
 
 
 def _columns(tokens, tokenizer, label):
@@ -65,48 +64,40 @@ def generate_files(
     "Generate `n` jets into Parquet files: tokens, and with `tokenizer` JetClass columns (GeV)."
     sampling, n = Sampling(seed, **kwargs), as_number(n, "n", 0)
     size, overwrite = as_number(shard_size, "shard_size", 1), as_bool(overwrite, "overwrite")
+    where = device() if where is None else where
     try:
-        where = device() if where is None else torch.device(where)
         torch.zeros(1, device=where).item()
     except Exception as error:
-        told = str(error).partition("\n")[0]
-        raise OmnijetError(f"where is {str(where)!r}, expected a device of here: {told}") from error
+        raise OmnijetError(f"where is {where!r}: {str(error).splitlines()[0]}") from error
     model = model if isinstance(model, GenerativeModel) else GenerativeModel.from_pretrained(model)
     tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
-    K = model.vocabulary.codebook_size
+    label, K = sampling.label(model.vocabulary), model.vocabulary.codebook_size
     if tokenizer is not None and tokenizer.codebook_size != K:
         raise OmnijetError(f"the tokenizer has {tokenizer.codebook_size} codes, "
                            f"the model was trained on tokens of {K}")
     facts = {**asdict(sampling), "weights": _checksum(model),
              "decoded": tokenizer is not None and _checksum(tokenizer)}
-    label, shards = sampling.label(model.vocabulary), {}
-    for i in range(-(-n // size)):
-        about = {**facts, "first": i * size, "n": min(size, n - i * size)}
-        shards[Path(out, f"generated_{i:05d}.parquet")] = about
-    kept = {path for path, about in shards.items() if holds(path, about, overwrite, ["n"])}
-    for path in set(Path(out).glob("generated_[0-9]*.parquet")) - set(shards):  # of more jets
-        if not holds(path, facts, overwrite):
-            path.unlink()
-    for module in (model.eval(), tokenizer):
-        if isinstance(module, nn.Module):
-            module.to(where)
+    shards = [{**facts, "first": first, "n": min(size, n - first)} for first in range(0, n, size)]
+    files = [Path(out, f"generated_{i:05d}.parquet") for i in range(len(shards))]
+    kept = [holds(file, about, overwrite, ["n"]) for file, about in zip(files, shards)]
+    for file in set(Path(out).glob("generated_[0-9]*.parquet")) - set(files):  # of more jets
+        if not holds(file, facts, overwrite):
+            file.unlink()
+    model.to(where).eval()
+    if isinstance(tokenizer, nn.Module):
+        tokenizer.to(where)
     with progress_bar(show=progress, total=n, desc="jets", unit="jet") as bar:
-        for path, about in shards.items():
-            if path not in kept:
+        for file, about, is_kept in zip(files, shards, kept):
+            if not is_kept:
                 options = {"batch_size": batch_size, "first": about["first"], "progress": False}
                 tokens = model.generate(about["n"], seed, **options, **kwargs)
-                write_columns(_columns(tokens, tokenizer, label), path, **about)
+                write_columns(_columns(tokens, tokenizer, label), file, **about)
             bar.update(about["n"])
-    return list(shards)
+    return files
 
 # %% ../nbs/04_generation.ipynb #68fb5e35
-def mixture(
-    label: np.ndarray,  # (n,) classes of the jets there are
-    like: np.ndarray,  # (m,) classes in the wanted proportions
-    n: int,  # at most so many
-    seed: int = 1,
-) -> np.ndarray:
-    "Indices of jets with classes mixed as in `like`, in random order: as many as there are."
+def mixture(label, like, n: int, seed: int = 1) -> np.ndarray:  # classes (N,), (M,)
+    "Indices of at most `n` jets of `label`, the classes mixed as in `like`, in random order."
     classes, wanted = np.unique(like, return_counts=True)
     wanted = wanted / wanted.sum()
     have = [np.flatnonzero(label == c) for c in classes]
@@ -145,11 +136,8 @@ def classifier_auc(
     return *auc_with_error(scores, test.extras["label"] == 1), len(test)
 
 # %% ../nbs/04_generation.ipynb #c6ae0b8f
-def distances(
-    values: dict,  # {label of the truth: observables, label of the others: observables}
-    **fields,  # what else identifies these numbers
-) -> list:  # of `number`: w1_mass, w1_mass_floor, kl_mass, …, median_constituents
-    "W1 with its floor, quantile KL and median constituents of two samples of jets."
+def distances(values: dict, **fields) -> list:  # {label: observables}, first of the truth
+    "W1 with its floor, quantile KL and median constituents of two samples, as numbers."
     (real, made), found = values.values(), []
     for name in ("mass", "pt", "n_constituents", "tau21", "tau32"):
         a, b = real[name], made[name]
@@ -223,6 +211,5 @@ def compare_constituents(samples: dict):  # {label: jets or constituents}, the f
         bins = (50, -0.8, 0.8) if i else (50, -0.6, 3)
         compare(shown, None, bins, f"Constituent ${name}$", ax=axes[:, i], legend=i == 0)
         if i:
-            axes[0, i].set_yscale("log")
-            axes[0, i].set_ylim(1e-2, 20)
+            axes[0, i].set(yscale="log", ylim=(1e-2, 20))
     return fig

@@ -27,12 +27,10 @@ from .vqvae import MIRRORS, load_tokenizer
 # %% ../nbs/03_gpt.ipynb #97232a38
 class Vocabulary:
     "Tokens: start 0, codes 1 … K of a codebook, stop K + 1, class tokens from K + 2."
-    start = 0
-
     @checked
     def __init__(self, codebook_size: int, classes: int = 0):
         self.codebook_size, self.classes = codebook_size, classes
-        self.stop = codebook_size + 1
+        self.start, self.stop = 0, codebook_size + 1
         self.predicted = codebook_size + 2  # the tokens a model can say (never a class token)
         self.size = self.predicted + classes  # the tokens it can read
 
@@ -49,10 +47,9 @@ class Vocabulary:
 
     def check(self, codes):  # an array or a tensor
         "`OmnijetError` for what is no code of the codebook."
-        K = self.codebook_size
-        if 0 not in codes.shape and ((codes.min() < 0) | (codes.max() >= K)):
-            raise OmnijetError(f"codes from {codes.min()} to {codes.max()}, expected 0 … {K - 1} "
-                               f"of a codebook of {K}: tokens of another tokenizer")
+        if 0 not in codes.shape and ((codes.min() < 0) | (codes.max() >= self.codebook_size)):
+            raise OmnijetError(f"codes from {codes.min()} to {codes.max()} are tokens of another "
+                               f"tokenizer, expected those of a codebook of {self.codebook_size}")
 
     def sequences(self, codes, mask, label=None) -> tuple:  # (B, L), (B, L) padded right, (B,)
         "Read (B, P + L), targets (B, 1 + L), real (B, 1 + L); P is 1, or 2 with class tokens."
@@ -61,8 +58,7 @@ class Vocabulary:
         read = torch.cat([self.prefix(len(codes), label, codes.device), tokens], 1)  # (B, P + L)
         length = mask.sum(1, keepdim=True)  # (B, 1)
         targets = F.pad(tokens, (0, 1)).scatter(1, length, self.stop)  # (B, 1 + L)
-        real = torch.arange(targets.shape[1], device=codes.device) <= length  # with the stop token
-        return read, targets, real
+        return read, targets, torch.arange(targets.shape[1], device=codes.device) <= length
 
 # %% ../nbs/03_gpt.ipynb #c72491cb
 def attend(q, k, v):  # (B, H, L, D), twice (B, H, T, D); L is T, or 1: the last position
@@ -139,9 +135,9 @@ class Cache:
 
     def append(self, block: int, k, v) -> tuple:  # (B, H, 1, D) of position `length`
         "All keys and values of `block` so far, each (B, H, length + 1, D)."
-        keys, values = self.buffer[block, 0, :self.batch], self.buffer[block, 1, :self.batch]
-        keys[:, :, self.length], values[:, :, self.length] = k[:, :, 0], v[:, :, 0]
-        return keys[:, :, :self.length + 1], values[:, :, :self.length + 1]
+        kept = self.buffer[block, :, :self.batch, :, :self.length + 1]  # (2, B, H, length + 1, D)
+        kept[0, :, :, -1], kept[1, :, :, -1] = k[:, :, 0], v[:, :, 0]
+        return kept[0], kept[1]
 
     def keep(self, rows: torch.Tensor):
         "Keep only `rows`, an increasing index array."
@@ -314,9 +310,8 @@ class Sampling:
             temperature=as_number(self.temperature, "temperature", 0, 1e6, whole=False),
             top_k=as_number(self.top_k, "top_k", 1, optional=True),
             top_p=as_number(self.top_p, "top_p", 1e-6, 1, whole=False, optional=True),
-            max_constituents=as_number(self.max_constituents, "max_constituents", 1, 4096))
-        if self.jet_class is not None:
-            vars(self).update(jet_class=class_indices([self.jet_class])[0])
+            max_constituents=as_number(self.max_constituents, "max_constituents", 1, 4096),
+            jet_class=None if (x := self.jet_class) is None else class_indices([x])[0])
 
     def label(self, vocabulary: Vocabulary) -> int | None:
         "The number of `jet_class`; raises OmnijetError for options that do not fit a vocabulary."
