@@ -78,7 +78,7 @@ class FlowMatching(nn.Module):
 @patch
 @torch.inference_mode()
 def generate(self: FlowMatching, n: int, seed: int = 1, steps: int = 50) -> ak.Array:
-    "The constituents of `n` jets; what falls outside the cut on the angles comes to lie on its edge."
+    "Constituents of `n` jets; what falls outside the cut on the angles comes to lie on its edge."
     n, seed = as_number(n, "n", 0), as_number(seed, "seed", 0, 2**63 - 1)
     steps = as_number(steps, "steps", 1, 10_000)
     as_number(len(self.counts), "the number of jets that `learn_scale` has seen", 1)
