@@ -179,11 +179,12 @@ def as_codes(tokens, codebook_size: int) -> Ragged:
             tokens = Ragged(to_numpy(ak.flatten(lists)), offsets, extras)
     except (TypeError, ValueError) as error:
         raise OmnijetError("tokens are not a list of numbers for each jet") from error
-    kind, codes = tokens.content.dtype, tokens.content.astype(np.int64)
-    if codes.ndim != 1 or len(codes) and kind.kind not in "iu":
-        raise OmnijetError(f"tokens are of type {kind}, expected whole numbers, a list a jet")
+    codes = tokens.content if len(tokens.content) else np.empty(0, np.int64)
+    if codes.ndim != 1 or codes.dtype.kind not in "iu":
+        raise OmnijetError(f"tokens are {codes.dtype}, expected whole numbers, a list for each jet")
     Vocabulary(codebook_size).check(codes)
     names = {"id"} & tokens.extras.keys()
+    codes = codes.astype(np.int64, copy=False)
     return Ragged(codes, tokens.offsets, {name: tokens.extras[name] for name in names})
 
 
@@ -329,10 +330,10 @@ def content_ids(tokens: Ragged) -> np.ndarray:
 
 def check_unseen(test: Ragged, seen: dict):
     """`OmnijetError` for test jets among the `seen` {what for: jets}, by their id or, where these
-    say so much (80 bits) that no two jets have them by chance, by their tokens."""
+    say so much (50 bits) that no two jets have them by chance, by their tokens."""
     bits = -np.log2((np.bincount(test.content) / max(len(test.content), 1))[test.content])
     jet = np.repeat(np.arange(len(test)), test.lengths)
-    is_long = np.bincount(jet, bits, len(test)) > 80
+    is_long = np.bincount(jet, bits, len(test)) > 50
     for name, jets in seen.items():
         found = {"tokens": is_long & np.isin(content_ids(test), content_ids(jets))}
         if "id" in test.extras and "id" in jets.extras:
@@ -429,8 +430,8 @@ def sweep(
     from omnijet.transfer import train_one  # other processes cannot look into a notebook
 
     backbone, classes = find_pretrained(backbone), class_indices(classes)
-    sizes = sorted({as_number(n, "sizes", low=len(classes)) for n in np.ravel(sizes)})
-    seeds = sorted({as_number(n, "seeds", low=0) for n in np.ravel(seeds)})
+    sizes = sorted({as_number(n, "sizes", low=len(classes)) for n in np.ravel(sizes).tolist()})
+    seeds = sorted({as_number(n, "seeds", low=0) for n in np.ravel(seeds).tolist()})
     check_strategies(*(strategies := np.unique(strategies).tolist()))
     n_val, n_test = (as_number(n, name, low=len(classes), optional=True)
                      for name, n in {"n_val": n_val, "n_test": n_test}.items())
