@@ -138,8 +138,8 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
         self.head = copy.deepcopy(head) or ClassificationHead(width, len(self.classes))
         found, n = (self.head.embed.in_features, self.head.classify.out_features), len(self.classes)
         if found != (width, n):
-            raise OmnijetError(f"the head has {found[0]} inputs and {found[1]} outputs, expected "
-                               f"{width}, the backbone's width, and {n}, one for each class")
+            raise OmnijetError(f"the head has {found} inputs and outputs, expected {width}, "
+                               f"the backbone's width, and {n}, one for each class")
 
     def embeddings(self, codes, mask):  # (B, L), (B, L)
         "The backbone's embeddings of start, codes + 1 and stop, (B, L + 2, W), and their mask."
@@ -191,8 +191,7 @@ def as_codes(tokens, codebook_size: int) -> Ragged:
 def targets(labels, classes: list, n_jets: int = None) -> np.ndarray:
     "Labels (n,) as positions in `classes`; `OmnijetError` for a label that is none of them."
     labels = np.asarray(labels)
-    n_jets = labels.size if n_jets is None else n_jets
-    if labels.shape != (n_jets,):
+    if labels.shape != ((n_jets := labels.size if n_jets is None else n_jets),):
         raise OmnijetError(f"{' × '.join(map(str, labels.shape))} labels for {n_jets} jets")
     match = labels[:, None] == np.asarray(classes)  # (n, C)
     if len(wrong := np.flatnonzero(~match.any(1))):
@@ -204,37 +203,36 @@ def targets(labels, classes: list, n_jets: int = None) -> np.ndarray:
 def enough(labels, classes: list, needed, why: str):
     "`OmnijetError` for a class with fewer than `needed` jets, one number or one for each class."
     for label, least in zip(classes, np.broadcast_to(needed, len(classes))):
-        there = int((np.asarray(labels) == label).sum())
-        if there < least:
+        if (there := int((np.asarray(labels) == label).sum())) < least:
             raise OmnijetError(f"{why}, so {least:,} of class {CLASS_NAMES[label]}, but there are "
                                f"only {there:,}")
 
 
-def each_batch(model, function, data, batch_size=512, progress=None):
+def each_batch(model, function, data, batch_size=512):
     "Yield the index of each batch of `data` and `function(codes, mask)` as an array."
     model.eval().to(device())
     with torch.inference_mode():
-        for batch in batches(data, batch_size, device=device(), progress=progress):
+        for batch in batches(data, batch_size, device=device()):
             value = function(batch["x"], batch["mask"])
             yield batch["index"].cpu().numpy(), value.float().cpu().numpy()
 
 
 @patch
-def predict(self: JetClassifier, tokens, batch_size=512, progress=None) -> np.ndarray:
-    "Probabilities (n, C) for n jets as codes, as `encode` gives them; `progress` is a bar's text."
+def predict(self: JetClassifier, tokens, batch_size=512) -> np.ndarray:
+    "Probabilities (n, C) for n jets as codes, as `encode` gives them."
     data = as_codes(tokens, self.vocabulary.codebook_size)
     result = np.empty((len(data), len(self.classes)), np.float32)
-    for index, logits in each_batch(self, self, data, batch_size, progress):
+    for index, logits in each_batch(self, self, data, batch_size):
         result[index] = torch.from_numpy(logits).softmax(1)
     return result
 
 
 @patch
-def evaluate(self: JetClassifier, tokens, labels, **options) -> dict:
+def evaluate(self: JetClassifier, tokens, labels) -> dict:
     "Accuracy, AUC and background rejection, each with its error: see `quality`."
     target = targets(labels, self.classes, len(tokens))
     enough(labels, self.classes, 1, "testing needs each class")
-    return quality(self.predict(tokens, **options), target)
+    return quality(self.predict(tokens), target)
 
 # %% ../nbs/05_transfer.ipynb #b70b5a2e
 @patch
@@ -307,9 +305,9 @@ def fit(
 def balanced(labels, n: int, classes: list, seed: int = 1) -> np.ndarray:
     """Positions (n,) of a random sample of jets with these labels, equally many of each class (the
     first have one more if n does not divide); those of a smaller n are among them."""
-    n, labels, share = as_number(n, "n", low=1), np.asarray(labels), len(classes)
-    order, wanted = np.random.default_rng(seed).permutation(len(labels)), n // share
-    wanted = wanted + (np.arange(share) < n % share)
+    n, labels = as_number(n, "n", low=1), np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    wanted = [n // len(classes) + (i < n % len(classes)) for i in range(len(classes))]
     enough(labels, classes, wanted, f"{n:,} jets asked for")
     return np.concatenate([order[labels[order] == k][:m] for k, m in zip(classes, wanted)])
 
@@ -322,9 +320,9 @@ def largest(labels, classes: list) -> int:
 def content_ids(tokens: Ragged) -> np.ndarray:
     "A hash of each sequence (n,): equal for equal codes in equal order, whatever their id."
     position = np.arange(len(tokens.content)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
-    size = int(tokens.lengths.max(initial=0))
-    weights = np.random.default_rng(1).integers(2**64, size=size, dtype=np.uint64)
-    sums = np.cumsum((tokens.content.astype(np.uint64) + 1) * weights[position], dtype=np.uint64)
+    draws = {"size": position.max(initial=0) + 1, "dtype": np.uint64}
+    weights = np.random.default_rng(1).integers(2**64, **draws)
+    sums = np.cumsum((tokens.content.astype(np.uint64) + 1) * weights[position])
     return np.diff(np.append(np.uint64(0), sums)[tokens.offsets])
 
 
