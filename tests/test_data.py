@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 import omnijet
 from omnijet import data
 from omnijet.data import (
-    AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, Ragged, cartesian, iter_jets, jet_files, momenta, read_jets, read_tokens, sample_jets,
-    to_columns, to_jets, wrap_angle, write_tokens,
+    AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, JetStream, Ragged, cartesian, class_indices, data_module, directions, iter_jets, jet_files, momenta,
+    read_jets, read_tokens, sample_jets, to_columns, to_jets, wrap_angle, write_tokens,
 )
 from omnijet.files import OmnijetError, origin, read_metadata, write_columns
-from omnijet.training import JetStream, data_module
 
 
 # Features
