@@ -13,7 +13,7 @@ __all__ = ['CLASSES', 'LABELS', 'CLASS_NAMES', 'FEATURES', 'MAX_CONSTITUENTS', '
 # %% ../nbs/00_data.ipynb #7fe85a41
 import math, os, re, sys, warnings, zlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import awkward as ak
@@ -24,7 +24,7 @@ import omnijet
 from omnijet.files import (
     ARCHIVES, PACKAGES, ROW_GROUP, SUMS, OmnijetError, as_bool, as_list, as_number, atomic,
     download, find_files, iter_columns, make_folder, open_columns, origin, progress_bar,
-    read_metadata, readable, run_path, to_numpy, write_columns, write_parquet,
+    read_metadata, readable, run_path, to_numpy, write_columns,
 )
 
 _all_ = ["ARCHIVES", "PACKAGES", "ROW_GROUP", "SUMS", "OmnijetError", "atomic", "download",
@@ -98,11 +98,10 @@ def directions(px, py, pz) -> tuple:  # pt, eta, phi
 def _check_depth(columns, source, names, depth):
     "`OmnijetError` unless these columns have one value a jet (depth 1) or a list (2)."
     for name in names:
-        kind, found = columns[name].type.content, columns[name].ndim
-        if depth == 1 and found > 1:
+        if columns[name].ndim > depth == 1:
             raise OmnijetError(f"{source}: {name} has lists, expected one value a jet")
-        if found != depth:
-            raise OmnijetError(f"{source}: branch {name} is of type {kind}, "
+        if columns[name].ndim != depth:
+            raise OmnijetError(f"{source}: branch {name} is of type {columns[name].type.content}, "
                                "expected a list for each jet")
 
 
@@ -162,14 +161,23 @@ def _hardest(pt, jet, kept):
     return kept[rank < MAX_CONSTITUENTS]
 
 # %% ../nbs/00_data.ipynb #94f4f7e4
+def _key(source, columns):
+    "crc32 of the name of a file and of the momenta of its first jets: what tells files apart."
+    key = zlib.crc32(Path(source).stem.encode())
+    for name in MOMENTA:
+        first = to_numpy(ak.flatten(columns[name][:HEAD], axis=None))
+        key = zlib.crc32(first.astype("<f8"), key)
+    return key
+
+
 @lru_cache(maxsize=None)
-def _head(file, size, modified):
-    "The first jets of a file, read once."
-    return next(iter_columns(file, MOMENTA, stop=HEAD))[1]
+def _key_of(file, size, modified):  # read once; None of a file without jets
+    for _, columns in iter_columns(file, MOMENTA, stop=HEAD):
+        return _key(file, columns)
 
 
-def _select(columns, source, start, extra=(), head=None):
-    "Jets, and the entries left out: {reason: indices}; `head`: gives the first jets of the file."
+def _select(columns, source, start, extra=(), key=None):
+    "Jets, and the entries left out: {reason: indices}; `key` of the file, if it is one."
     n_jets, label = len(columns), _labels(columns, source, start)
     counts = _counts(columns, source, start, extra)
     jet = np.repeat(np.arange(n_jets), counts)  # the jet of each constituent
@@ -196,10 +204,7 @@ def _select(columns, source, start, extra=(), head=None):
     lengths = np.bincount(jet[kept], minlength=n_jets)[good]
     jets = {"constituents": ak.unflatten(ak.zip(parts), lengths)}
     jets |= {name[4:]: values[good].astype(np.float32) for name, values in zip(AXIS, axis)}
-    key, entry = zlib.crc32(Path(source).stem.encode()), np.arange(start, start + n_jets)
-    for name in MOMENTA:
-        first = (head() if head else columns)[name][:HEAD]
-        key = zlib.crc32(to_numpy(ak.flatten(first)).astype("<f8"), key)
+    key, entry = key or _key(source, columns), np.arange(start, start + n_jets)
     ids = (np.uint64(key) << np.uint64(32)) | entry.astype(np.uint64)
     jets |= {"label": label[good], "id": ids[good]}
     jets |= {name: columns[name][good] for name in extra if not name.startswith("part_")}
@@ -250,10 +255,7 @@ def to_columns(jets: ak.Array) -> ak.Array:  # part_px, part_py, part_pz, …_en
 
 # %% ../nbs/00_data.ipynb #681280ec
 def momenta(constituents: ak.Array) -> ak.Array:  # var × vector Momentum4D, float64
-    """Massless four-momenta of constituents, in the frame of the jet's axis (phi = phi_rel …).
-
-    GeV and radians. Masses, p_T and angles between constituents need only the relative angles.
-    """
+    "Massless four-momenta (GeV, radians), in the frame of the jet's axis (phi = phi_rel …)."
     import vector
 
     vector.register_awkward()
@@ -317,27 +319,29 @@ def jet_files(
 # %% ../nbs/00_data.ipynb #2d1dd892
 def jets_in(file, extra=(), **entries):
     "The jets of one file, a batch at a time, with one warning for all that are left out."
-    left_out, entry, about = {}, None, Path(file).stat()
-    head = partial(_head, file, about.st_size, about.st_mtime_ns)
+    left_out = {}
+    with readable(file):
+        about = Path(file).stat()
+        key = _key_of(file, about.st_size, about.st_mtime_ns)
+    if key is None:
+        warnings.warn(f"{file}: no jets", stacklevel=3)
     for entry, columns in iter_columns(file, [*MOMENTA, *extra], [*AXIS, *LABELS], **entries):
         with readable(file):
-            jets, out = _select(columns, str(file), entry, extra, head)
+            jets, out = _select(columns, str(file), entry, extra, key)
         for reason, found in out.items():
             left_out[reason] = np.concatenate([left_out.get(reason, found[:0]), found])
         if len(jets):
             yield jets
-    if entry is None:
-        warnings.warn(f"{file}: no jets", stacklevel=3)
     _warn_left_out(file, left_out)
 
 
 def iter_jets(
     path,  # file, folder, glob, or a list of these
     columns=(),  # further columns to keep (jet_* and part_*)
-    classes=None,  # only these classes
-    max_jets: int = None,  # at most so many in all, shared evenly among the files' processes
-    batch_size: int = 10_000,  # jets held at a time
-    progress: bool = False,  # show a bar of jets
+    classes=None,  # only these
+    max_jets=None,  # at most so many in all, shared evenly among the files' processes
+    batch_size=10_000,  # jets held at a time
+    progress=False,  # show a bar
 ):  # yields jets as `to_jets` makes them, at most `batch_size` at a time, never across files
     "Stream jets from Parquet or ROOT files: one batch is in memory, never a file."
     batch_size = as_number(batch_size, "batch_size", 1)
@@ -351,10 +355,10 @@ def iter_jets(
             quota = room if max_jets is None else room // (len(groups) - position)
             room -= quota
             for file in files:
-                of_file = jets_in(file, columns, batch_size=min(batch_size, quota)) if quota else ()
-                for jets in of_file:
-                    jets = jets if classes is None else jets[np.isin(jets.label, wanted)]
-                    jets = jets[:quota]
+                if not quota:
+                    break
+                for jets in jets_in(file, columns, batch_size=min(batch_size, quota)):
+                    jets = jets[np.isin(jets.label, wanted)][:quota]
                     quota -= len(jets)
                     bar.update(len(jets))
                     if len(jets):
@@ -377,11 +381,8 @@ def read_jets(path, columns=(), classes=None, max_jets=None, progress=False) -> 
     return ak.concatenate(batches)
 
 # %% ../nbs/00_data.ipynb #06c521a4
-def sample_jets(
-    classes=None,  # only these classes
-    max_jets: int = None,  # at most so many of each class
-) -> ak.Array:  # jets as `to_jets` makes them
-    "The sample that comes with omnijet: up to 1,000 simulated jets a class, class after class."
+def sample_jets(classes=None, max_jets=None) -> ak.Array:
+    "The sample that comes with omnijet: 1,000 jets (at most `max_jets`) a class, class by class."
     return ak.concatenate([read_jets(sample_folder(), classes=index, max_jets=max_jets)
                            for index in class_indices(classes)])
 
@@ -456,7 +457,7 @@ def _offsets_and_extras(table, lists):
 def pad(
     self: Ragged,
     index=None,  # which sequences (slice, indices, mask); None: all
-    length: int = None,  # positions; None: as many as the longest of these has
+    length=None,  # positions; None: as many as the longest of these has
 ) -> dict:  # x (B, L, ...), mask (B, L) bool, and the extras (B, ...)
     "A batch: each sequence from the left, zeros where mask is False; longer ones lose their tail."
     index = np.arange(len(self))[slice(None) if index is None else index]
@@ -493,14 +494,11 @@ def write_tokens(
             if table[name].shape != (len(tokens),):
                 raise OmnijetError(f"{path}: {name} is of shape {table[name].shape}, expected "
                                    f"one value for each of {len(tokens)} jets")
-    write_parquet(ak.zip(table, depth_limit=1), path, facts)
+    write_columns(ak.zip(table, depth_limit=1), path, **facts)
 
 
-def tokens_in(
-    file,
-    **entries,  # start, stop, batch_size: see `iter_columns`
-):  # yields records {tokens: var × int, label, id}
-    "The tokenized jets of one file, a batch at a time."
+def tokens_in(file, **entries):  # yields records {tokens: var × int, label, id}
+    "The tokenized jets of one file, a batch at a time (start, stop, batch_size: `iter_columns`)."
     for _, columns in iter_columns(file, ["tokens"], ["label", "id"], **entries):
         _check_depth(columns, file, set(columns.fields) - {"tokens"}, 1)
         kind = columns.tokens.type.content
@@ -510,9 +508,7 @@ def tokens_in(
         yield columns
 
 
-def read_tokens(
-    path,  # file, folder, glob, or a list of these
-) -> ak.Array:  # records {tokens: var × int, label, id}
+def read_tokens(path) -> ak.Array:  # records {tokens: var × int, label, id}
     "Read tokenized jets; `OmnijetError` for a missing or damaged file and for one without tokens."
     tables = [part for file in jet_files(path) for part in tokens_in(file)]
     if not tables:
@@ -520,11 +516,8 @@ def read_tokens(
     return ak.concatenate(tables)
 
 # %% ../nbs/00_data.ipynb #f37a2469
-def to_torch(
-    batch: dict,  # numpy arrays or tensors
-    device="cpu",
-) -> dict:
-    "A batch as tensors on `device` (64-bit ids as int64)."
+def to_torch(batch: dict, device="cpu") -> dict:
+    "A batch of arrays or tensors as tensors on `device` (64-bit ids as int64)."
     import torch
 
     def tensor(a):
@@ -536,12 +529,7 @@ def to_torch(
     return {name: tensor(values) for name, values in batch.items()}
 
 
-def shuffled_stretches(
-    entries,  # entries of each file
-    chunk: int,  # neighbouring entries that stay together
-    n: int,  # stretches
-    rng,  # numpy generator
-) -> list:  # of each stretch its pieces (file, start, stop)
+def shuffled_stretches(entries, chunk: int, n: int, rng) -> list:  # [[(file, start, stop), …], …]
     "All entries of some files as a shuffled line of chunks, cut into `n` equal stretches."
     pieces = [(file, start, min(start + chunk, size))
               for file, size in enumerate(entries) for start in range(0, size, chunk)]
@@ -558,24 +546,7 @@ def shuffled_stretches(
     return stretches
 
 # %% ../nbs/00_data.ipynb #2547db0a
-def _read_segment(task):
-    "A segment's sequences and the indices of its batches, as torch's DataLoader makes them."
-    stream, epoch, segment, pieces = task
-    parts = [part for piece in pieces for part in stream.read(*piece)]
-    if not parts:
-        return None, [()] * stream.batches
-    sequences = Ragged.join(parts)
-    rng = np.random.default_rng([stream.seed, epoch, stream.rank, segment])
-    order = rng.permutation(len(sequences))
-    order = order[np.argsort(sequences.lengths[order], kind="stable")]
-    batches = np.array_split(order, stream.batches)
-    rng.shuffle(batches)
-    return sequences, batches
-
-
-def count_entries(
-    file,  # Parquet or ROOT
-) -> int:
+def count_entries(file) -> int:
     "How many jets a file has."
     with open_columns(file) as (n_entries, _, _):
         return n_entries
@@ -601,11 +572,10 @@ class JetStream:
     tokens: bool = False  # the files hold tokens, not momenta
 
     def __post_init__(self):
-        lows = {"batch_size": 1, "seed": 0, "workers": 0, "rank": 0, "world": 1, "segment": 1,
-                "chunk": 1}
-        for name, low in lows.items():
-            setattr(self, name, as_number(getattr(self, name), name, low))
-        as_number(self.rank, "rank", 0, self.world - 1)
+        for name in ("batch_size", "world", "segment", "chunk", "seed", "workers", "rank"):
+            low = 0 if name in ("seed", "workers", "rank") else 1
+            high = self.world - 1 if name == "rank" else None
+            setattr(self, name, as_number(getattr(self, name), name, low, high))
         self.tokens = as_bool(self.tokens, "tokens")
         self.files, self.epoch, self.batch = jet_files(self.path, self.classes), 0, 0
         self.entries = np.array([count_entries(file) for file in self.files])
@@ -626,6 +596,20 @@ class JetStream:
             part = part[np.isin(part.label, class_indices(self.classes))]
             yield Ragged.from_tokens(part) if self.tokens else Ragged.from_jets(part)
 
+    def read_segment(self, task):
+        "The sequences of a segment (epoch, number, pieces) and the indices of its batches."
+        *place, pieces = task
+        parts = [part for piece in pieces for part in self.read(*piece)]
+        if not parts:
+            return None, [()] * self.batches
+        sequences = Ragged.join(parts)
+        rng = np.random.default_rng([self.seed, place[0], self.rank, place[1]])
+        order = rng.permutation(len(sequences))
+        order = order[np.argsort(sequences.lengths[order], kind="stable")]
+        batches = np.array_split(order, self.batches)
+        rng.shuffle(batches)
+        return sequences, batches
+
     @cached_property
     def mean_length(self):
         "Constituents of a jet, as in up to a hundred jets of each of twenty files."
@@ -644,9 +628,9 @@ class JetStream:
 
         epoch, skip = self.epoch, self.batch
         first = skip // self.batches
-        tasks = [(self, epoch, segment, pieces) for segment, pieces in enumerate(self.plan(epoch))]
+        tasks = [(epoch, segment, pieces) for segment, pieces in enumerate(self.plan(epoch))]
         loader = DataLoader(
-            tasks, batch_size=None, num_workers=self.workers, collate_fn=_read_segment,
+            tasks, batch_size=None, num_workers=self.workers, collate_fn=self.read_segment,
             sampler=range(first, self.segments))
         position, batch = first * self.batches, None
         for sequences, batches in loader:
@@ -684,11 +668,7 @@ class JetStream:
         self.epoch, self.batch = state["epoch"], state["batch"]
 
 
-def data_module(
-    train,  # file, folder, glob, or a list of these
-    val=None,  # the same, for validation
-    **options,  # of `JetStream`: batch_size, classes, seed, workers, segment, chunk
-):  # a LightningDataModule
+def data_module(train, val=None, **options):  # paths; of `JetStream`
     "Streams for a Lightning module of your own; each rank of the trainer gets its share."
     import lightning
 

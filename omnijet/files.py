@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SUMS', 'ROW_GROUP', 'to_numpy', 'ARCHIVES', 'OmnijetError', 'as_number', 'as_bool', 'as_list', 'to_json',
-           'progress_bar', 'writing', 'make_folder', 'atomic', 'write_json', 'origin', 'write_parquet', 'write_columns',
-           'find_files', 'readable', 'open_columns', 'iter_columns', 'read_metadata', 'holds', 'read_checkpoint',
-           'read_weights', 'save_weights', 'checksum', 'download', 'run_path']
+           'progress_bar', 'writing', 'make_folder', 'atomic', 'write_json', 'origin', 'write_columns', 'find_files',
+           'readable', 'open_columns', 'iter_columns', 'read_metadata', 'holds', 'read_checkpoint', 'read_weights',
+           'save_weights', 'checksum', 'download', 'run_path']
 
 # %% ../nbs/00a_files.ipynb #b630b464
-import errno, functools, glob, hashlib, http.client, importlib.metadata, json, os, pickletools
-import platform, re, shlex, shutil, subprocess, sys, tarfile, time, urllib.request, warnings, zlib
+import errno, functools, glob, hashlib, http.client, importlib.metadata, itertools, json, os
+import pickletools, platform, re, shlex, shutil, subprocess, sys, tarfile, time, urllib.request
+import warnings, zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,12 +32,10 @@ class OmnijetError(ValueError):
 def as_number(
     value,  # a number of any library, also as an array without axes or as text
     name: str,  # what the user knows it by
-    low=None,  # the least allowed
-    high=None,  # the largest allowed
-    above=None,  # it must be more than this
-    whole: bool = True,  # an int; else a float
-    optional: bool = False,  # None may be given, and stays
-):  # int or float of Python
+    low=None, high=None, above=None,  # low <= number <= high, number > above
+    whole=True,  # an int; else a float
+    optional=False,  # None may be given, and stays
+):
     "A user's number, checked where it enters; `OmnijetError` that names it and what is expected."
     if value is None and optional:
         return None
@@ -49,17 +48,14 @@ def as_number(
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
-        bounds = (("at least", low), ("more than", above), ("at most", high))
+        bounds = {"at least": low, "more than": above, "at most": high}.items()
         bounds = " and ".join(f"{word} {bound:,}" for word, bound in bounds if bound is not None)
         kind = "a whole number" if whole else "a finite number"
         raise OmnijetError(f"{name} is {value!r}, expected {kind} {bounds}".rstrip())
     return int(number) if whole else float(number)
 
 
-def as_bool(
-    value,  # of any library
-    name: str,  # what the user knows it by
-) -> bool:
+def as_bool(value, name: str) -> bool:
     "A user's yes or no; `OmnijetError` for anything else."
     given = value.item() if getattr(value, "shape", None) == () else value
     if not isinstance(given, bool):
@@ -74,14 +70,9 @@ def as_list(names) -> list:
 
 def to_json(value, **options) -> str:
     "JSON, numpy and torch numbers as plain ones; `OmnijetError` for what it cannot keep."
-    def plain(x):
-        if not hasattr(x, "tolist"):
-            raise TypeError(f"{x!r} of type {type(x).__name__}")
-        return x.tolist()
-
     try:
-        return json.dumps(value, default=plain, **options)
-    except (TypeError, ValueError) as error:
+        return json.dumps(value, default=lambda x: x.tolist(), **options)
+    except (AttributeError, TypeError, ValueError) as error:
         raise OmnijetError(f"cannot be kept as JSON: {error}") from error
 
 # %% ../nbs/00a_files.ipynb #488811ea
@@ -94,12 +85,8 @@ class _Lines(tqdm):
             print(self.format_meter(**self.format_dict | {"ncols": 0}), file=sys.stderr, flush=True)
 
 
-def progress_bar(
-    iterable=None,
-    show: bool = True,
-    **options,  # of tqdm: total, desc, unit, initial, leave
-):
-    "A progress bar in a terminal or a notebook, a line a minute in a file."
+def progress_bar(iterable=None, show=True, **options):
+    "tqdm's progress bar, with its options; in a file, where nobody looks, a line a minute."
     looked_at = sys.stderr.isatty() or "ipykernel" in sys.modules
     bar = tqdm_auto if looked_at else _Lines
     return bar(iterable, disable=not show, **{"leave": False, **options})
@@ -145,19 +132,17 @@ def atomic(path):
                 tmp.unlink()
 
 
+def _check(is_same, path):
+    if not is_same:
+        raise OmnijetError(f"{path}: cannot be written (what was read back is something else)")
+
+
 def write_json(value, path):
     "A value as JSON (see `to_json`), whole or not at all."
     text = to_json(value, indent=1, ensure_ascii=False)
     with atomic(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
         _check(tmp.read_text(encoding="utf-8") == text, path)
-
-
-def _check(is_same, path):
-    "What was written was read back: is it the same?"
-    if not is_same:
-        raise OmnijetError(f"{path}: what was read back is not what was written; "
-                           "nothing stands under this name")
 
 # %% ../nbs/00a_files.ipynb #7ea957f6
 _to_arrow = functools.partial(ak.to_arrow_table, list_to32=True, extensionarray=False)
@@ -174,7 +159,9 @@ def _from_arrow(path, batch):
         if hasattr(column.type, "list_size"):  # lists of one length, as of padded jets
             flat, size = layout(name, column.flatten()), column.type.list_size
             return ak.contents.RegularArray(flat, size, len(column))
-        return ak.contents.NumpyArray(column.to_numpy(zero_copy_only=False))
+        flat = column.to_numpy(zero_copy_only=False)
+        is_number = flat.dtype != object  # else texts, which are nobody's momenta
+        return ak.contents.NumpyArray(flat) if is_number else ak.from_arrow(column, highlevel=False)
 
     names = batch.schema.names
     record = ak.contents.RecordArray([*map(layout, names, batch.columns)], names, len(batch))
@@ -203,10 +190,10 @@ def _software():
 
 def origin() -> dict:  # versions, git_commit (`+changes` if there are any), device, command
     "How this process makes what it writes."
-    torch, program = sys.modules.get("torch"), Path(sys.argv[0]).name
+    torch, (program, *words) = sys.modules.get("torch"), sys.argv
     has_gpu = torch and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if has_gpu else f"CPU, {os.cpu_count()} cores"
-    command = "a notebook" if "ipykernel" in sys.argv[0] else shlex.join([program, *sys.argv[1:]])
+    command = "a notebook" if "ipykernel" in program else shlex.join([Path(program).name, *words])
     return _software() | {"device": device, "command": os.environ.get("OMNIJET_COMMAND", command)}
 
 # %% ../nbs/00a_files.ipynb #a306b18d
@@ -251,52 +238,48 @@ ROW_GROUP = 1000  # entries in a row group of our Parquet files, the least that 
 _same = functools.partial(ak.array_equal, equal_nan=True, check_regular=False)
 
 
-def write_parquet(array, path, facts):
-    "Write a table to Parquet (zstd), sealed, with facts about it (JSON) and its origin."
-    if not len(array):
-        raise OmnijetError(f"{path}: no jets to write")
-    table = _to_arrow(array)
+def _write_parquet(path, table, facts):
     sums = SUMS + "0" * 8 * (1 + -(-len(table) // ROW_GROUP))
-    facts = to_json({**facts, "origin": origin()})
     table = table.replace_schema_metadata({"omnijet": facts, "checksums": sums})
-    with atomic(path) as tmp:
-        pq.write_table(table, tmp, compression="zstd", row_group_size=ROW_GROUP)
-        with pq.ParquetFile(tmp) as file:
-            metadata = file.metadata
-            for group in range(metadata.num_row_groups):
-                rows, was = file.read_row_group(group), table.slice(group * ROW_GROUP, ROW_GROUP)
-                _check(rows.equals(was) or _same(*map(ak.from_arrow, (rows, was))), path)
-        sums = b"".join(_crcs(tmp, metadata, range(metadata.num_row_groups)))
-        with open(tmp, "r+b") as file:
-            start, footer, at = _footer(file)
-            footer[at + 8 : at + 8 + len(sums)] = sums
-            footer[at : at + 8] = b"%08x" % zlib.crc32(footer)
-            file.seek(start)
-            file.write(footer)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
+    metadata = pq.read_metadata(path)
+    sums = b"".join(_crcs(path, metadata, range(metadata.num_row_groups)))
+    with open(path, "r+b") as file:
+        start, footer, at = _footer(file)
+        footer[at + 8 : at + 8 + len(sums)] = sums
+        footer[at : at + 8] = b"%08x" % zlib.crc32(footer)
+        file.seek(start)
+        file.write(footer)
 
 
-def write_columns(
-    columns: ak.Array,  # JetClass columns
-    path,  # .parquet or .root
-    **facts,  # about the file, kept inside it (JSON)
-):
-    "Write JetClass columns to Parquet or to a ROOT tree `tree`, whole or not at all."
+def _write_root(path, table, facts):
+    with open(path, "w+b") as raw, uproot.recreate(raw) as file:  # it would split a path at colons
+        for batch in table.to_batches(max_chunksize=10_000):
+            part = _from_arrow(path, batch)
+            if "tree" not in file:
+                file.mktree("tree", {name: part[name].type.content for name in part.fields})
+            file["tree"].extend({name: part[name] for name in part.fields})
+        file["metadata"] = facts
+
+
+def write_columns(columns: ak.Array, path, **facts):
+    """JetClass columns to .parquet (zstd, sealed) or .root (tree `tree`), whole or not at all.
+
+    The facts, and the file's origin, are kept inside (JSON). What is read back is compared.
+    """
     path = Path(path)
     if path.suffix not in (".parquet", ".root"):
         raise OmnijetError(f"{path}: the name ends in {path.suffix or 'nothing'}, "
                            "expected .parquet or .root")
-    if path.suffix == ".parquet" or not len(columns):
-        return write_parquet(columns, path, facts)
-    facts, parts = to_json({**facts, "origin": origin()}), _to_arrow(columns).to_batches(10_000)
+    if not len(columns):
+        raise OmnijetError(f"{path}: no jets to write")
+    table, facts = _to_arrow(columns), to_json({**facts, "origin": origin()})
     with atomic(path) as tmp:
-        with open(tmp, "w+b") as raw, uproot.recreate(raw) as file:  # uproot would split its name
-            for part in (_from_arrow(path, part) for part in parts):
-                if "tree" not in file:
-                    file.mktree("tree", {name: part[name].type.content for name in part.fields})
-                file["tree"].extend({name: part[name] for name in part.fields})
-            file["metadata"] = facts
-        for part, (_, found) in zip(parts, iter_columns(tmp), strict=True):
-            _check(_same(found, _from_arrow(path, part)[found.fields]), path)
+        write = _write_parquet if path.suffix == ".parquet" else _write_root
+        write(tmp, table, facts)
+        for entry, found in iter_columns(tmp, batch_size=ROW_GROUP):
+            was = table.slice(entry, len(found)).combine_chunks().to_batches()[0]
+            _check(_same(found, _from_arrow(path, was)[found.fields]), path)
 
 # %% ../nbs/00a_files.ipynb #882d0e2e
 def find_files(path) -> list:
@@ -304,14 +287,14 @@ def find_files(path) -> list:
     path = Path(path)
     if path.is_file():
         return [path]
-    found, seen = [], set()
-    for match in [path] if path.is_dir() else map(Path, glob.glob(str(path), recursive=True)):
-        found += [] if match.is_dir() else [match]
-        for folder, folders, names in os.walk(match, followlinks=True):
-            if os.path.realpath(folder) in seen:  # each folder once: links may go in circles
-                folders.clear()
-                continue
-            seen.add(os.path.realpath(folder))
+    matches = [path] if path.is_dir() else [*map(Path, glob.glob(str(path), recursive=True))]
+    found, seen = [match for match in matches if not match.is_dir()], set()
+    for step in itertools.chain.from_iterable(os.walk(one, followlinks=True) for one in matches):
+        folder, folders, names = step
+        if (real := os.path.realpath(folder)) in seen:  # links may go in circles
+            folders.clear()
+        else:
+            seen.add(real)
             found += [Path(folder, name) for name in names]
     files = sorted({file for file in found
                     if file.suffix in (".parquet", ".root") and not file.name.startswith(".")})
@@ -399,9 +382,8 @@ def iter_columns(
     path,  # one file, .parquet or .root
     names=None,  # branches that must be there; None: all
     optional=(),  # branches to take as well if they are there
-    start: int = 0,  # first entry
-    stop: int = None,  # one past the last entry; None: to the end
-    batch_size: int = 10_000,  # entries held at a time
+    start=0, stop=None,  # first entry, one past the last
+    batch_size=10_000,  # entries held at a time
 ):  # yields (entry of the first, columns)
     "Columns of one file; `OmnijetError` if it is damaged, or without tree 'tree' or a branch."
     start, batch_size = as_number(start, "start", 0), as_number(batch_size, "batch_size", 1)
@@ -430,27 +412,25 @@ def read_metadata(path) -> dict:
 
 
 def holds(
-    path,  # a file that may be there
+    path,
     facts: dict,  # with which it is to be made
-    replace: bool = False,  # a file of other facts is to be made anew
+    replace=False,  # a file of other facts is to be made anew
     renew=(),  # facts that may always differ: the file is then to be made anew
 ) -> bool:
-    """Whether a file is there, made with these facts; if with others, `OmnijetError` naming them.
-
-    A file that omnijet did not make as the same kind of thing is never to be replaced.
-    """
+    "Whether a file is there, made with these facts; `OmnijetError` if it must not be replaced."
     if not os.path.lexists(path):
         return False
     found, facts = read_metadata(path), json.loads(to_json(facts))
-    how = [f"nothing of its {name}" for name in ("origin", *facts) if name not in found][:1]
+    how = [f"says nothing of {name}" for name in ("origin", *facts) if name not in found][:1]
     differ = [name for name in facts if found.get(name) != facts[name]]
+
+    def only(a, b):  # of lists what the other has not
+        return [x for x in a if x not in b] if isinstance(a, list) and isinstance(b, list) else a
+
     if not how and set(differ) - set(renew) and not replace:
-        for name in differ:
-            there, fact = found[name], facts[name]
-            if isinstance(there, list) and isinstance(fact, list):  # only what is not in both
-                there, fact = [x for x in there if x not in fact], [x for x in fact if x not in there]
-            how.append(f"{name} {there!r}, expected {fact!r}")
-    if how:
+        pairs = [(name, found[name], facts[name]) for name in differ]
+        how = [f"{name} {only(a, b)!r}, expected {only(b, a)!r}" for name, a, b in pairs]
+    if how:  # of other facts, or nothing of this kind that omnijet made
         raise OmnijetError(f"{path}: holds other jets ({'; '.join(how)}): "
                            "remove it or choose another folder")
     return not differ
@@ -582,50 +562,20 @@ def _alone(path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
         except BlockingIOError as error:
-            file.seek(0)
-            who = file.read() or "another process"
+            who = path.read_text() or "another process"
             raise OmnijetError(f"{path.parent}: {who} is downloading into this folder") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        path.write_text(f"process {os.getpid()} on {platform.node()}")
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
 
-
-def _bring(archive, url, size, expected, out, progress, **patience):
-    "The files of an archive, fetched and unpacked unless they are there."
-    receipt, partial = out / f".{archive}.json", out / f"{archive}.part"
-    files = json.loads(receipt.read_text()).get(expected, {}) if receipt.exists() else {}
-    there = {name: (out / name).stat().st_size for name in files if (out / name).exists()}
-    if not files or there != files:
-        with writing(partial):
-            partial.touch()
-        have = partial.stat().st_size
-        needed, free = 2 * size - have, shutil.disk_usage(out).free
-        if free < needed:
-            raise OmnijetError(f"{out}: {archive} needs {needed / 1e9:.1f} GB to fetch and "
-                               f"unpack, {free / 1e9:.1f} GB are free")
-        with progress_bar(show=progress, total=size, initial=have, unit="B", unit_scale=True,
-                          desc=archive, leave=True) as bar:
-            _fetch(url, partial, size, bar, **patience)
-        algorithm, _, digits = expected.partition(":")
-        if (found := checksum(partial, algorithm)) != digits:
-            partial.unlink()
-            raise OmnijetError(f"{archive}: {algorithm} checksum {found}, expected {digits}; "
-                               "it was removed, fetch it again")
-        files = _unpack(partial, out)
-        write_json({expected: files}, receipt)
-        partial.unlink()
-    return [out / name for name in files]
-
 # %% ../nbs/00a_files.ipynb #2c939e39
 def download(
     split: str,  # train, val or test
     out,  # folder to unpack into
-    base_url: str = "https://zenodo.org",
-    progress: bool = True,
+    base_url="https://zenodo.org",
+    progress=True,
     **patience,  # timeout=60 (s), retries=10 (breaks in a row without a new byte), wait=1 (s)
 ) -> list:  # the unpacked files
     "Download a split of JetClass and unpack it, going on where an earlier call stopped."
@@ -644,9 +594,34 @@ def download(
     missing = [archive for archive in ARCHIVES[split] if archive not in known]
     if missing:
         raise OmnijetError(f"{record}: no file {missing[0]} (has: {', '.join(known)})")
-    with _alone(Path(out, ".download.lock")):
-        return [path for archive in ARCHIVES[split]
-                for path in _bring(archive, *known[archive], Path(out), progress, **patience)]
+    out, unpacked = Path(out), []
+    with _alone(out / ".download.lock"):
+        for archive in ARCHIVES[split]:
+            url, size, expected = known[archive]
+            receipt, partial = out / f".{archive}.json", out / f"{archive}.part"
+            files = json.loads(receipt.read_text()).get(expected, {}) if receipt.exists() else {}
+            there = {name: (out / name).stat().st_size for name in files if (out / name).exists()}
+            if not files or there != files:
+                with writing(partial):
+                    partial.touch()
+                have = partial.stat().st_size
+                needed, free = 2 * size - have, shutil.disk_usage(out).free
+                if free < needed:
+                    raise OmnijetError(f"{out}: {archive} needs {needed / 1e9:.1f} GB to fetch and "
+                                       f"unpack, {free / 1e9:.1f} GB are free")
+                look = {"unit": "B", "unit_scale": True, "desc": archive, "leave": True}
+                with progress_bar(show=progress, total=size, initial=have, **look) as bar:
+                    _fetch(url, partial, size, bar, **patience)
+                algorithm, _, digits = expected.partition(":")
+                if (found := checksum(partial, algorithm)) != digits:
+                    partial.unlink()
+                    raise OmnijetError(f"{archive}: {algorithm} checksum {found}, expected "
+                                       f"{digits}; it was removed, fetch it again")
+                files = _unpack(partial, out)
+                write_json({expected: files}, receipt)
+                partial.unlink()
+            unpacked += [out / name for name in files]
+    return unpacked
 
 # %% ../nbs/00a_files.ipynb #a2ee1bf8
 def run_path(run_dir, *parts, chapter="01_vqvae") -> Path:
