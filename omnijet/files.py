@@ -9,7 +9,7 @@ __all__ = ['PACKAGES', 'SUMS', 'ROW_GROUP', 'to_numpy', 'ARCHIVES', 'OmnijetErro
            'save_weights', 'checksum', 'download', 'run_path']
 
 # %% ../nbs/00a_files.ipynb #b630b464
-import errno, functools, glob, hashlib, http.client, importlib.metadata, itertools, json, os
+import errno, functools, glob, hashlib, http.client, importlib.metadata, json, os
 import pickletools, platform, re, shlex, shutil, subprocess, sys, tarfile, time, urllib.request
 import warnings, zlib
 from contextlib import contextmanager, suppress
@@ -277,25 +277,40 @@ def write_columns(columns: ak.Array, path, **facts):
     with atomic(path) as tmp:
         write = _write_parquet if path.suffix == ".parquet" else _write_root
         write(tmp, table, facts)
+        end = 0
         for entry, found in iter_columns(tmp, batch_size=ROW_GROUP):
             was = table.slice(entry, len(found)).combine_chunks().to_batches()[0]
             _check(_same(found, _from_arrow(path, was)[found.fields]), path)
+            end = entry + len(found)
+        _check(end == len(table), path)
 
 # %% ../nbs/00a_files.ipynb #882d0e2e
-def find_files(path) -> list:
-    "The Parquet and ROOT files under a path (file, folder or glob), sorted."
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    matches = [path] if path.is_dir() else [*map(Path, glob.glob(str(path), recursive=True))]
-    found, seen = [match for match in matches if not match.is_dir()], set()
-    for step in itertools.chain.from_iterable(os.walk(one, followlinks=True) for one in matches):
-        folder, folders, names = step
+def _folders(path, seen):
+    "(folder, names of its files) of all folders below, through links too, none of `seen` again."
+    for folder, folders, names in os.walk(path, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # links may go in circles
             folders.clear()
         else:
             seen.add(real)
-            found += [Path(folder, name) for name in names]
+            yield folder, names
+
+
+def find_files(path) -> list:
+    "The Parquet and ROOT files under a path (file, folder or glob), sorted."
+    path, seen = Path(path), set()
+    if path.is_file():
+        return [path]
+    patterns = [path]
+    if "**" in path.parts:  # glob would go in circles
+        at = path.parts.index("**")
+        tops, tail = glob.glob(str(Path(*path.parts[:at]))), path.parts[at + 1 :]
+        folders = [folder for top in tops for folder, _ in _folders(top, seen)]
+        patterns, seen = [Path(glob.escape(folder), *tail) for folder in folders], set()
+    matches = [Path(one) for pattern in patterns for one in glob.glob(str(pattern))]
+    matches = [path] if path.is_dir() else matches
+    found = [match for match in matches if not match.is_dir()]
+    found += [Path(folder, name) for match in matches
+              for folder, names in _folders(match, seen) for name in names]
     files = sorted({file for file in found
                     if file.suffix in (".parquet", ".root") and not file.name.startswith(".")})
     if not files:

@@ -406,10 +406,9 @@ def test_tokens(tmp_path):
 
 @pytest.mark.parametrize("tokens", [[[1], [-1]], [[1], [2**31]], [[1], [1.5]], [[1], [True]], [[1], None], [[1], [None]], [[1], ["a"]], [[1], 2], np.array([[1, 2], [3, -4]])])
 def test_tokens_that_are_none(tokens, tmp_path):
-    jet = 0 if tokens[1] in ([1.5], [True]) else 1  # awkward makes all of them floats or keeps True
     with pytest.raises(OmnijetError, match=r"t.parquet: the tokens of jet \d are .*, expected a list of whole numbers from 0"):
         write_tokens(tokens, tmp_path / "t.parquet")
-    assert jet in (0, 1) and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_tokens_of_many_kinds_and_labels_that_do_not_fit(tmp_path):
@@ -481,13 +480,14 @@ def test_padded_arrays_in_both_formats(tmp_path, columns, suffix, with_axis):
     plain = columns[[*MOMENTA, *LABELS, *(AXIS if with_axis else ())]]
     padded = plain
     for name in MOMENTA:
-        zeros = ak.fill_none(ak.pad_none(plain[name], 200, clip=True), np.float32(0))
+        zeros = ak.fill_none(ak.pad_none(plain[name], 150, clip=True), np.float32(0))
         padded = ak.with_field(padded, ak.to_regular(ak.values_astype(zeros, np.float32)), name)
     write_columns(padded, tmp_path / f"x.{suffix}")
     again, jets = read_jets(tmp_path / f"x.{suffix}"), to_jets(plain)
     assert ak.array_equal(again.constituents, jets.constituents)
-    empty = ak.with_field(padded, padded.part_px * ak.Array(np.arange(len(padded)) != 3), "part_px")
-    empty = ak.with_field(empty, empty.part_py * ak.Array(np.arange(len(padded)) != 3), "part_py")
+    empty, keep = padded, (np.arange(len(padded)) != 3)[:, None]
+    for name in MOMENTA:
+        empty = ak.with_field(empty, padded[name] * keep, name)
     with pytest.warns(UserWarning, match=r"1 without constituents \(first: jet 3\)"):
         to_jets(empty)
 
