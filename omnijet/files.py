@@ -184,7 +184,9 @@ def _software():
         head, *lines = git("status", "--branch", "--porcelain=v2").splitlines()  # "# branch.oid" …
         commit = head.split()[-1] + "+changes" * any(line[0] != "#" for line in lines)
     versions = {"omnijet": omnijet.__version__, "python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {"versions": versions, "git_commit": commit}
 
 

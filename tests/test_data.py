@@ -101,8 +101,7 @@ def test_ids_name_file_and_entry(shards, tmp_path, columns):
 
 
 def test_directions(columns):
-    part = ak.flatten(columns[["part_px", "part_py", "part_pz"]])
-    p = [part[name].to_numpy().astype(float) for name in part.fields]
+    p = [ak.flatten(columns[name]).to_numpy().astype(float) for name in MOMENTA]
     np.testing.assert_allclose(cartesian(*directions(*p)), p, rtol=1e-9, atol=1e-9)
 
 
