@@ -624,14 +624,14 @@ class JetStream:
         return stretches[self.rank * n :][:n]
 
     def __iter__(self):
-        from torch.utils.data import DataLoader
+        import torch
 
         epoch, skip = self.epoch, self.batch
         first = skip // self.batches
         tasks = [(epoch, segment, pieces) for segment, pieces in enumerate(self.plan(epoch))]
-        loader = DataLoader(
+        loader = torch.utils.data.DataLoader(  # its own generator: torch's random stream stays
             tasks, batch_size=None, num_workers=self.workers, collate_fn=self.read_segment,
-            sampler=range(first, self.segments))
+            sampler=range(first, self.segments), generator=torch.Generator())
         position, batch = first * self.batches, None
         for sequences, batches in loader:
             for index in batches:

@@ -514,7 +514,8 @@ def train(
     data = this_rank(data, variants=config.variants)
     val = None if val is None else this_rank(val, shuffle=False)
     shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-    facts = repr((asdict(config), model, getattr(model, "_hub_mixin_config", None), shapes))
+    settings = model.settings() if hasattr(model, "settings") else None
+    facts = repr((asdict(config), model, settings, shapes))
     checksum = data.checksum(zlib.crc32(facts.encode()))
     same = f"{checksum if val is None else val.checksum(checksum):08x}"
     if out is not None:
