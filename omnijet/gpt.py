@@ -48,8 +48,8 @@ class Vocabulary:
     def check(self, codes):  # an array or a tensor
         "`OmnijetError` for what is no code of the codebook."
         if 0 not in codes.shape and ((codes.min() < 0) | (codes.max() >= self.codebook_size)):
-            raise OmnijetError(f"codes from {codes.min()} to {codes.max()} are tokens of another "
-                               f"tokenizer, expected those of a codebook of {self.codebook_size}")
+            raise OmnijetError(f"codes {codes.min()} … {codes.max()} are tokens of another tokenizer, "
+                               f"expected 0 … {self.codebook_size - 1}")
 
     def sequences(self, codes, mask, label=None) -> tuple:  # (B, L), (B, L) padded right, (B,)
         "Read (B, P + L), targets (B, 1 + L), real (B, 1 + L); P is 1, or 2 with class tokens."

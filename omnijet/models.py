@@ -114,6 +114,8 @@ def find_pretrained(
     **hub,  # of huggingface_hub's snapshot_download, for a name on the hub
 ) -> Path:  # a folder with config.json
     "The folder of a saved model; `OmnijetError` that lists the shipped models if there is none."
+    if not isinstance(name, (str, Path)):
+        raise OmnijetError(f"{name!r} is no model, expected the folder or name of one")
     for option in hub.keys() - _HUB:
         raise OmnijetError(f"{name}: no option {option} (there are: {', '.join(_HUB)})")
     folder, name = Path(name), str(name)
