@@ -48,8 +48,9 @@ class Vocabulary:
     def check(self, codes):  # an array or a tensor
         "`OmnijetError` for what is no code of the codebook."
         if 0 not in codes.shape and ((codes.min() < 0) | (codes.max() >= self.codebook_size)):
-            raise OmnijetError(f"codes {codes.min()} … {codes.max()} are tokens of another tokenizer, "
-                               f"expected 0 … {self.codebook_size - 1}")
+            found = f"codes {codes.min()} … {codes.max()}"
+            expected = f"expected 0 … {self.codebook_size - 1}"
+            raise OmnijetError(f"{found} are tokens of another tokenizer, {expected}")
 
     def sequences(self, codes, mask, label=None) -> tuple:  # (B, L), (B, L) padded right, (B,)
         "Read (B, P + L), targets (B, 1 + L), real (B, 1 + L); P is 1, or 2 with class tokens."
