@@ -119,10 +119,10 @@ def _fitting(value, own, name):  # own: the value that the chapter has
     if not isinstance(own, dict):
         return value
     paths = {key: f"{name}.{key}".strip(".") for key in own | value}
-    for key in own.keys() ^ value.keys():
-        what = "missing" if key in own else "unknown"
-        there = ", ".join(sorted(own))
-        raise files.OmnijetError(f"{paths[key]} is {what} (there are: {there})")
+    wrong = [f"{path} is {'missing' if key in own else 'unknown'}" for key, path in paths.items()
+             if not (key in own and key in value)]
+    if wrong:
+        raise files.OmnijetError(f"{', '.join(wrong)} (there are: {', '.join(sorted(own))})")
     return {key: _fitting(value[key], own[key], paths[key]) for key in own}
 
 
