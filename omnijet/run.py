@@ -60,14 +60,12 @@ def read_chapters() -> dict:  # name: {"parameters", "reads", "writes", "code"}
 def _plain_yaml(text):
     "Numbers, texts, lists and maps of a YAML text: nothing of it twice, or not what it seems."
     import yaml
-
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
             keys = [key.value for key, _ in node.value]
             if len({*keys}) < len(keys):
                 raise ValueError(f"a name stands twice among {', '.join(keys)}")
             return super().construct_mapping(node, deep)
-
     for event in yaml.parse(text):
         if isinstance(event, yaml.AliasEvent):  # a few lines of them make gigabytes
             raise ValueError("aliases (*) are not expected here")
@@ -151,15 +149,14 @@ def check_parameters(p: dict):  # of all chapters
     some, sizes, strategies = f"of {', '.join(CLASSES)}", p["transfer_sizes"], ", ".join(STRATEGIES)
     main = (name in p["main_classes"] for name in ("ZJetsToNuNu", "TTBar"))
     most = 2 * min(p["n_jets"]["train_main" if x else "train_other"] for x in main)
-    codes = ["conditional-8192"] if p["shipped"] else p["tokenizers"]
+    codes = [x for x in p["tokenizers"] if x == "conditional-8192" or not p["shipped"]]
     rules = [  # of a parameter: whether it is as expected, what is
         ("jetclass", all(map(Path.is_dir, folders)), "a folder of train_100M, val_5M, test_20M"),
         ("main_classes", {*p["main_classes"]} <= {*CLASSES}, f"some {some}"),
         ("backbone_single", p["backbone_single"] in (None, *CLASSES), f"one {some}"),
         ("backbone_classes", class_indices(p["backbone_classes"]), f"some {some}"),
         ("backbone_start", p["backbone_start"] in ("codes", "random"), "codes or random"),
-        ("backbone_tokenizer", p["backbone_tokenizer"] in codes, f"one of {', '.join(codes)}"),
-        ("backbone_tokenizer", p["backbone_tokenizer"] in p["tokenizers"], "one of tokenizers"),
+        ("backbone_tokenizer", p["backbone_tokenizer"] in codes, f"one of {codes} (tokenizers)"),
         ("quality_bins", p["quality_bins"], "some numbers"),
         ("transfer_sizes", sizes and 2 <= min(sizes) and max(sizes) <= most,
          f"2 to {most:,} jets: so many are simulated for training"),
@@ -204,7 +201,6 @@ def fingerprint(about: dict, parameters: dict, earlier: dict) -> str:
 def _alone(folder):
     "Hold the folder's lock, or say who does; a folder of other things is refused."
     import fcntl
-
     files.make_folder(folder)
     there = {path.name for path in folder.iterdir()}
     if there and not there & {"run.lock", "state.json", "results.json"}:
@@ -214,8 +210,8 @@ def _alone(folder):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            told = f"{folder} is in use by {lock.read().strip() or 'another run'}: wait, or give "
-            raise files.OmnijetError(told + "another --name") from None
+            who = lock.read() or "another run"
+            raise files.OmnijetError(f"{folder} is in use by {who}: wait, or give another --name")
         lock.truncate(0)
         os.write(lock.fileno(), f"process {os.getpid()} ({' '.join(sys.argv)})".encode())
         yield
@@ -236,12 +232,10 @@ def _merge(path, **values):
 # %% ../nbs/07_run.ipynb #789ff86c
 def _sizes(folder) -> dict:
     "Size and time of each file of a run by its path, but for the run's own and unfinished ones."
-    own, found = re.compile(r"state\.json$|run\.lock$|(.*/)?\."), {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not own.match(name):
-            found[name] = path.stat().st_size, path.stat().st_mtime_ns
-    return found
+    own = re.compile(r"state\.json$|run\.lock$|(.*/)?\.")
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in found.items()
+            if path.is_file() and not own.match(name)}
 
 
 def _note_files(noted, folder, before):
@@ -249,9 +243,8 @@ def _note_files(noted, folder, before):
     now = _sizes(folder)
     for path in before.keys() - now.keys():
         noted.pop(path, None)
-    for path in sorted(now):
-        if path not in noted or before.get(path) != now[path]:
-            noted[path] = files.checksum(folder / path)
+    new = [path for path in now if path not in noted or before.get(path) != now[path]]
+    noted.update((path, files.checksum(folder / path)) for path in sorted(new))
 
 
 def verify_run(folder) -> dict:  # paths in it: changed, missing, added; chapters: unfinished
@@ -261,9 +254,8 @@ def verify_run(folder) -> dict:  # paths in it: changed, missing, added; chapter
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         unfinished = [name for name, x in state["chapters"].items() if "done" not in x]
         noted = dict(state["files"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        told = f"{folder}: not a run of this version (its state.json: {error!r})"
-        raise files.OmnijetError(told) from error
+    except Exception as error:
+        raise files.OmnijetError(f"{folder}: not a run of this version ({error!r})") from error
     there = _sizes(folder)
     same = noted.keys() & there.keys()
     added = [] if unfinished else there.keys() - noted.keys()
@@ -279,7 +271,6 @@ def _watch_memory(peaks, done):
     "Keep the largest memory of this process's children, and in use on a GPU, in gigabytes."
     import psutil
     import torch
-
     while not done.wait(0.5):
         used = {"memory": 0}
         with contextlib.suppress(psutil.Error):  # a child that has ended meanwhile
@@ -312,7 +303,6 @@ def _execute(chapter, folder, parameters, made_by) -> dict:  # of `_watch_memory
 
     class Kernel(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict())  # this Python, whatever "python3" is here
-
         async def start_kernel(self, **words):
             await super().start_kernel(env=environment, stdout=log, stderr=log, **words)
 
@@ -339,9 +329,8 @@ def _execute(chapter, folder, parameters, made_by) -> dict:  # of `_watch_memory
 def _by_name(words, chapters) -> list:
     "The chapters of these names or numbers."
     names = {word: [x for x in chapters if word in (x, x.split("_")[0])] for word in words}
-    if unknown := [repr(word) for word in words if not names[word]]:
-        there = ", ".join(chapters)
-        raise files.OmnijetError(f"no chapter {', '.join(unknown)}; there are: {there}")
+    if unknown := ", ".join(repr(word) for word in words if not names[word]):
+        raise files.OmnijetError(f"no chapter {unknown}; there are: {', '.join(chapters)}")
     return [name for name in chapters if [name] in names.values()]
 
 
@@ -356,16 +345,16 @@ def run(
     verify: str = None,  # run nothing: name the files of this run that are not as they were written
 ) -> Path:  # the run folder
     "Run the chapters headless into runs/NAME, skipping those whose inputs are unchanged."
-    if verify and any(verify_run(verify).values()):
-        raise files.OmnijetError(f"{verify}: not as it was written")
     if verify:
+        if any(verify_run(verify).values()):
+            raise files.OmnijetError(f"{verify}: not as it was written")
         return Path(verify)
     chapters, name = read_chapters(), Path(preset).stem if name is None else name
     if name in ("", "..") or name != Path(name).name:
-        told = f"--name {name}: expected a name, not a path (--runs: where runs lie)"
-        raise files.OmnijetError(told)
+        raise files.OmnijetError(f"--name {name}: expected a name, not a path (see --runs)")
     values = choose_parameters(preset, parameters or {}, chapters)
-    values["run_dir"] = str((Path(runs) / name).resolve())
+    folder = (Path(runs) / name).resolve()
+    values["run_dir"] = str(folder)
     if values.get("jetclass"):
         values["jetclass"] = str(Path(values["jetclass"]).absolute())
     chosen = _by_name(chapters if only in (None, "all") else only, chapters)
@@ -374,9 +363,9 @@ def run(
     if not chosen:
         raise files.OmnijetError(f"--until {until}: nothing of --only is left to run")
     check_parameters(values)
-    with _alone(Path(values["run_dir"])):
-        _run_chapters(Path(values["run_dir"]), chapters, chosen, values, force)
-    return Path(values["run_dir"])
+    with _alone(folder):
+        _run_chapters(folder, chapters, chosen, values, force)
+    return folder
 
 # %% ../nbs/07_run.ipynb #6b16383a
 def _run_chapters(folder, chapters, chosen, values, force):
@@ -390,11 +379,9 @@ def _run_chapters(folder, chapters, chosen, values, force):
     state = {"chapters": states, "files": old.get("files", {})}
     for name, about in chapters.items():
         prints[name] = fingerprint(about, values, prints)
-
     def entries():  # of results.json, but for those that an earlier version named otherwise
         found = _content(results).get("chapters", {})
         return {k: x for k, x in found.items() if k in chapters and isinstance(x["numbers"], list)}
-
     _merge(results, **made_by, chapters=entries())
     for i, name in enumerate(chosen):
         about, before = chapters[name], states.get(name, {})
@@ -409,17 +396,17 @@ def _run_chapters(folder, chapters, chosen, values, force):
         states[name] = {"code": code}
         _merge(folder / "state.json", **state)
         _merge(results, chapters={other: x for other, x in entries().items() if other != name})
+        peaks = None
         try:
             given = {key: values[key] for key in about["parameters"]}
             peaks = _execute(name, folder, given, made_by)
-        except Exception:
-            print(f"failed after {time.perf_counter() - begun:.0f} s", flush=True)
-            raise
-        seconds, found = time.perf_counter() - begun, entries()
-        told = (f", {size:.1f} GB of {what}" for what, size in peaks.items())
-        print(f"{seconds:6.0f} s", *told, sep="", flush=True)
-        found[name] = {"numbers": [], **found.get(name, {}), "seconds": round(seconds, 1),
-                       "peak_gigabytes": peaks}
+        finally:
+            seconds = round(time.perf_counter() - begun, 1)
+            told = (f", {size:.1f} GB of {what}" for what, size in (peaks or {}).items())
+            print(f"{seconds:6.0f} s", *told, ", failed" * (peaks is None), sep="", flush=True)
+        found = entries()
+        about = {"seconds": seconds, "peak_gigabytes": peaks}
+        found[name] = {"numbers": [], **found.get(name, {}), **about}
         _merge(results, chapters=found)
         _note_files(state["files"], folder, there)
         states[name]["done"] = prints[name]
@@ -431,10 +418,8 @@ def _run_chapters(folder, chapters, chosen, values, force):
 
 # %% ../nbs/07_run.ipynb #9c4d9ccc
 MODELS = {  # that ship: where a run has it, what it is
-    "tokenizer-512": ("tokenizers/conditional-512",
-                      "Tokens of jets: conditional VQ-VAE with 512 codes."),
-    "tokenizer-8192": ("tokenizers/conditional-8192",
-                       "Tokens of jets: conditional VQ-VAE with 8192 codes."),
+    "tokenizer-512": ("tokenizers/conditional-512", "A conditional VQ-VAE with 512 codes."),
+    "tokenizer-8192": ("tokenizers/conditional-8192", "A conditional VQ-VAE with 8192 codes."),
     "backbone": ("backbone", "Generates q/g and t → bqq′ jets as tokens of tokenizer-8192, "
                  "and is the start for fine-tuning."),
     "backbone-conditional": ("backbone_conditional", "Generates jets of each of the ten classes as "
@@ -454,7 +439,7 @@ def card_numbers(model: str, numbers: list, size: int) -> list:  # size: jets th
     "The numbers of a run that say what a model reaches."
     select = statistics.select
     if model == "top-tagger":
-        default = {"classes": None, "shower": None, "validation": None}
+        default = dict.fromkeys(("classes", "shower", "validation"))
         return select(numbers, strategy="finetune", size=size, **default)
     if model.startswith("backbone"):
         found = select(numbers, model=model.replace("-", "_"))
@@ -488,12 +473,10 @@ def goals(numbers: list) -> list:
 def model_card(model: str, origin: dict, numbers: list, run: dict) -> str:  # run: its results.json
     "What a model is, how it was made (`origin` of its config.json), what it reaches."
     training, device = origin.get("training") or {}, origin.get("device", run["device"])
-    told = {"jets in training": "sequences", "mirror images and itself": "variants",
-            "epochs": "epochs", "steps": "steps", "jets in a batch": "batch_size",
-            "largest learning rate": "lr", "seconds": "seconds"}
-    made = {what: f"{training[name]:,}" for what, name in told.items() if name in training}
-    versions = ", ".join(map(" ".join, run["versions"].items()))
-    made |= {"device": device, "seed": run["seed"], "date": run["date"][:10], "versions": versions,
+    told = "sequences variants epochs steps batch_size lr seconds".split()
+    made = {f"{name} in training": f"{training[name]:,}" for name in told if name in training}
+    made |= {"device": device, "seed": run["seed"], "date": run["date"][:10],
+             "versions": ", ".join(map(" ".join, run["versions"].items())),
              "git commit": run["git_commit"], "licence": "MIT",
              "made by": f"`{run['command']}`, then `omnijet ship`"}
     lines = [f"# omnijet/{model}", "", MODELS[model][1], "",
@@ -550,7 +533,7 @@ def ship(
         publish_run(folder, chapters_dir())
     return [pretrained / model for model in found]
 
-# %% ../nbs/07_run.ipynb #5c79610b
+
 def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
     "Put a run's figures, numbers and outputs into a clone, without paths, bars and warnings."
     def stays(output):
@@ -562,9 +545,9 @@ def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
     for path in [folder / "results.json", *folder.glob("figures/*")]:
         shutil.copyfile(path, figures / path.name)
     for path in nbs.glob("*.ipynb"):
-        executed = folder / "notebooks" / path.name
-        if executed.exists():
-            text = executed.read_text(encoding="utf-8").replace(str(folder), f"runs/{folder.name}")
+        executed = _content(folder / "notebooks" / path.name)
+        if executed:
+            text = json.dumps(executed).replace(str(folder), f"runs/{folder.name}")
             text = text.replace(f"{folder.parent.parent}/", "")
             text = re.sub(rf"{tempfile.gettempdir()}/tmp\w{{8}}\b", "tmp", text)
             found, cells = json.loads(text)["cells"], _content(path)["cells"]
@@ -623,7 +606,7 @@ def _test(arguments: list = ()):  # further words for pytest, behind -- if they 
         codes.add(done.returncode)
     return max(codes - {5}, default=5)  # 5: no test there of those asked for
 
-# %% ../nbs/07_run.ipynb #1718fd4a
+
 COMMANDS = {  # a function and those of its parameters that are options; capitals: without --
     "run": "run.run preset name runs force until only parameters verify",
     "simulate": "simulation.simulate_files out n classes seed workers format shard_size settings "
@@ -659,7 +642,7 @@ def _read(where) -> tuple:  # first sentence, {parameter: (type, default, commen
         found[name] = kind.removesuffix(" | None"), value, lines[node.lineno - 1].partition("# ")[2]
     return " ".join(ast.get_docstring(told).split()).partition(". ")[0].rstrip("."), found
 
-# %% ../nbs/07_run.ipynb #04216940
+# %% ../nbs/07_run.ipynb #1718fd4a
 class _Parser(argparse.ArgumentParser):
     def error(self, message):  # in one line
         self.exit(2, f"{self.prog}: {message}\n")
@@ -683,7 +666,6 @@ def parser() -> argparse.ArgumentParser:
     "The command line of `omnijet`."
     def names(text):
         return text if text == "all" else text.split(",")
-
     shared = argparse.ArgumentParser(add_help=False)
     about = {"action": "store_true", "default": argparse.SUPPRESS}
     shared.add_argument("--traceback", **about, help="show where an error came from")
@@ -718,28 +700,22 @@ def parser() -> argparse.ArgumentParser:
                 sub.add_argument(*flags, required=default is ..., **about)
     return top
 
-# %% ../nbs/07_run.ipynb #946ffeae
+# %% ../nbs/07_run.ipynb #04216940
 def _assignments(items) -> dict:
     found = {}
     for item in items:
         name, equals, text = item.partition("=")
-        wrong = "" if equals and re.fullmatch(r"\w+(\.\w+)?", name) else f"got {item!r}"
-        wrong = f"{name} is given twice" if name in found else wrong
-        wrong = "--runs and --name say where the run is" if name == "run_dir" else wrong
         try:
+            if name in (*found, "run_dir") or not (equals and re.fullmatch(r"\w+(\.\w+)?", name)):
+                raise ValueError("expected NAME=VALUE, a name once (--runs and --name say where)")
             found[name] = _plain_yaml(text)
         except Exception as error:
-            wrong = wrong or f"got {item!r}: {error}"
-        if wrong:
-            raise files.OmnijetError(f"-p takes NAME=VALUE: {wrong}")
+            raise files.OmnijetError(f"-p {item}: {error}") from error
     return found
 
 
 def main(words: list = None) -> int:  # the exit status
     "Entry point of the console script; words: default those of the command line."
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # an arrow where only ASCII can be written
     values = vars(parser().parse_args(words))
     traceback = values.pop("traceback", False)
     module, name = COMMANDS[values.pop("command")].split()[0].split(".")
