@@ -233,8 +233,6 @@ for changes in (
 #| export
 def check_parameters(p: dict):  # of all chapters
     "`OmnijetError` for what one of the chapters would refuse, perhaps hours later."
-    if "transfer_sizes" not in p:
-        return
     from omnijet.data import CLASSES, class_indices, sample_jets
     from omnijet.simulation import JETCLASS
     from omnijet.training import TrainingConfig
@@ -377,15 +375,6 @@ def _sizes(folder) -> dict:
             if path.is_file() and not own.match(name)}
 
 
-def _note_files(noted, folder, before):
-    "Note the hashes of the files that a chapter has written, and forget those that it removed."
-    now = _sizes(folder)
-    for path in before.keys() - now.keys():
-        noted.pop(path, None)
-    new = [path for path in now if path not in noted or before.get(path) != now[path]]
-    noted.update((path, files.checksum(folder / path)) for path in sorted(new))
-
-
 def verify_run(folder) -> dict:  # paths in it: changed, missing, added; chapters: unfinished
     "Compare every file of a run with the hash noted when its chapter had finished."
     folder = Path(folder)
@@ -410,7 +399,7 @@ with tempfile.TemporaryDirectory() as folder:
     folder, noted = Path(folder), {}
     for part in ("a.txt", "b.txt", "c.txt"):
         (folder / part).write_text(part)
-    _note_files(noted, folder, {})
+        noted[part] = files.checksum(folder / part)
     _merge(folder / "state.json", chapters={"03_gpt": {"done": "…"}}, files=noted)
     assert not any(verify_run(folder).values())
     (folder / "a.txt").write_text("A.txt")
@@ -537,7 +526,8 @@ def run(
     chosen = [chapter for chapter in chosen if chapter <= last]
     if not chosen:
         raise files.OmnijetError(f"--until {until}: nothing of --only is left to run")
-    check_parameters(values)
+    if "transfer_sizes" in values:
+        check_parameters(values)
     with _alone(folder):
         _run_chapters(folder, chapters, chosen, values, force)
     return folder
@@ -548,8 +538,8 @@ def _run_chapters(folder, chapters, chosen, values, force):
     began, results = time.perf_counter(), folder / "results.json"
     for left in list(folder.rglob(".*.[0-9]*.tmp*")):  # of a run that was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    made_by = {"preset": values["preset"], "seed": values["seed"], **files.origin()}
-    made_by["date"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    made_by = {"preset": values["preset"], "seed": values["seed"], **files.origin(),
+               "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     old, prints = _content(folder / "state.json"), {}
     states = {k: x for k, x in old.get("chapters", old).items() if "code" in x}  # old: version 0.1
     state = {"chapters": states, "files": old.get("files", {})}
@@ -580,11 +570,15 @@ def _run_chapters(folder, chapters, chosen, values, force):
             seconds = round(time.perf_counter() - begun, 1)
             told = (f", {size:.1f} GB of {what}" for what, size in (peaks or {}).items())
             print(f"{seconds:6.0f} s", *told, ", failed" * (peaks is None), sep="", flush=True)
-        found = entries()
-        about = {"seconds": seconds, "peak_gigabytes": peaks}
-        found[name] = {"numbers": [], **found.get(name, {}), **about}
-        _merge(results, chapters=found)
-        _note_files(state["files"], folder, there)
+        found = {"numbers": [], **entries().get(name, {})}
+        found |= {"seconds": seconds, "peak_gigabytes": peaks}
+        _merge(results, chapters=entries() | {name: found})
+        now, noted = _sizes(folder), state["files"]
+        for path in sorted(now):
+            if path not in noted or there.get(path) != now[path]:
+                noted[path] = files.checksum(folder / path)
+        for path in there.keys() - now.keys():
+            noted.pop(path, None)
         states[name]["done"] = prints[name]
         _merge(folder / "state.json", **state)
     state["files"]["results.json"] = files.checksum(results)
@@ -653,8 +647,6 @@ def goals(numbers: list) -> list:
             lines.append(f"{n['title']}: {sense} {target:g}{unit} wanted, {reached}.")
     return lines
 
-# %%
-#| export
 def model_card(model: str, origin: dict, numbers: list, run: dict) -> str:  # run: its results.json
     "What a model is, how it was made (`origin` of its config.json), what it reaches."
     training, device = origin.get("training") or {}, origin.get("device", run["device"])
@@ -723,10 +715,6 @@ def ship(
 
 def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
     "Put a run's figures, numbers and outputs into a clone, without paths, bars and warnings."
-    def stays(output):
-        widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-        return output.get("name") != "stderr" and not widget
-
     folder, figures = Path(folder).absolute(), nbs.parent / "figures"
     figures.mkdir(exist_ok=True)
     for path in [folder / "results.json", *folder.glob("figures/*")]:
@@ -734,14 +722,17 @@ def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
     for path in nbs.glob("*.ipynb"):
         executed = _content(folder / "notebooks" / path.name)
         if executed:
-            text = json.dumps(executed).replace(str(folder), f"runs/{folder.name}")
+            text = json.dumps(executed, ensure_ascii=False)
+            text = text.replace(str(folder), f"runs/{folder.name}")
             text = text.replace(f"{folder.parent.parent}/", "")
             text = re.sub(rf"{tempfile.gettempdir()}/tmp\w{{8}}\b", "tmp", text)
             found, cells = json.loads(text)["cells"], _content(path)["cells"]
             outputs = {"".join(cell["source"]): cell.get("outputs", []) for cell in found}
             for cell in cells:
                 if cell["cell_type"] == "code":
-                    cell["outputs"] = list(filter(stays, outputs.get("".join(cell["source"]), [])))
+                    made = outputs.get("".join(cell["source"]), [])
+                    cell["outputs"] = [x for x in made if x.get("name") != "stderr" and
+                                       "widget-view+json" not in "".join(x.get("data", {}))]
             _merge(path, cells=cells)
 
 
@@ -914,25 +905,24 @@ class _Once(argparse.Action):
     "Keep an option's word: a number where one is expected, none that is empty, no second one."
     def __call__(self, parser, found, word, flag=None):
         flag = flag or self.dest.upper()
-        if word in ("", [""]) or getattr(found, self.dest, self.default) is not self.default:
+        if word == "" or getattr(found, self.dest, self.default) is not self.default:
             parser.error(f"{flag} {word}: expected one word, once".replace("  ", " "))
         try:
             if self.const in ("int", "float"):
                 word = files.as_number(word, flag, whole=self.const == "int")
         except ValueError as error:
             parser.error(error)
-        setattr(found, self.dest, word)
+        names = self.const == "list" and word != "all"
+        setattr(found, self.dest, word.split(",") if names else word)
 
 
 def parser() -> argparse.ArgumentParser:
     "The command line of `omnijet`."
-    def names(text):
-        return text if text == "all" else text.split(",")
     shared = argparse.ArgumentParser(add_help=False)
-    about = {"action": "store_true", "default": argparse.SUPPRESS}
-    shared.add_argument("--traceback", **about, help="show where an error came from")
-    about = "Jets as tokens: simulate, tokenize, generate and tag jets; run the chapters."
-    top = _Parser("omnijet", description=about, parents=[shared])
+    shared.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS,
+                        help="show where an error came from")
+    top = _Parser("omnijet", parents=[shared], description="Jets as tokens: simulate, tokenize, "
+                  "generate and tag jets; run the chapters.")
     top.add_argument("--version", action="version", version=omnijet.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     kinds = {"bool": {"action": "store_true"}, "tuple": {"action": "append"},
@@ -947,14 +937,14 @@ def parser() -> argparse.ArgumentParser:
                 continue
             name, _, given = word.lower().partition("=")
             kind, default, text = parameters[name]
+            kind = "list" if name == "classes" else kind
             default = int(given) if given else default
             text += "" if default in (None, False, (), ...) else f" (default: {default})"
             about = {**kinds.get(kind, {"action": _Once, "const": kind}),
                      "help": text.replace("%", "%%"),
                      "default": default if given else argparse.SUPPRESS}
-            if name in ("only", "classes"):
-                about["type"] = names
             if word.isupper():
+                about = about if kind != "list" else {"help": text, "default": ()}
                 many = "*" if kind == "list" else "?" if default is not ... else None
                 sub.add_argument(name, nargs=many, **about)
             else:
