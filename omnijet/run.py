@@ -17,16 +17,13 @@ from pathlib import Path
 import omnijet
 
 
-class _Later:
-    "A module of omnijet, imported when something of it is used: help answers at once."
-    def __init__(self, name):
-        self.module = f"omnijet.{name}"
-
+class _Later(str):
+    "A module's name; the module is imported when something of it is used: help answers at once."
     def __getattr__(self, name):
-        return getattr(importlib.import_module(self.module), name)
+        return getattr(importlib.import_module(self), name)
 
 
-files, statistics = _Later("files"), _Later("statistics")
+files, statistics = _Later("omnijet.files"), _Later("omnijet.statistics")
 NOT_RUN = ("06", "06a", "07", "08", "09")  # widgets, this chapter, other data, benchmarks
 
 
@@ -93,11 +90,10 @@ def read_preset(name: str) -> dict:
         raise files.OmnijetError(f"{path}: expected a list of parameter names and values")
     return values
 
-# %% ../nbs/07_run.ipynb #cd2d53fe
+
 MAY_BE_NONE = {"jetclass": "", "backbone_single": "TTBar", "backbone_max_jets": 1,
                "backbone_training.patience": 1}
-MAY_BE_ZERO = ("seed", "workers", "tokenizer_model.replace_freq", "transfer_workers",
-               "transfer_ten_class_jets", "transfer_vincia_jets")
+MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
 
 
 def _fitting(value, own, name):  # own: the value that the chapter has
@@ -108,7 +104,7 @@ def _fitting(value, own, name):  # own: the value that the chapter has
     if isinstance(own, bool):
         return files.as_bool(value, name)
     if isinstance(own, (int, float)):
-        least = int(isinstance(own, int) and name not in MAY_BE_ZERO)
+        least = int(isinstance(own, int) and not re.fullmatch(MAY_BE_ZERO, name))
         return files.as_number(value, name, least, whole=isinstance(own, int))
     if type(value) is not type(own):
         raise files.OmnijetError(f"{name} is {value!r}, expected something like {own!r}")
@@ -407,8 +403,8 @@ def _run_chapters(folder, chapters, chosen, values, force):
         _merge(folder / "state.json", **state)
     state["files"]["results.json"] = files.checksum(results)
     _merge(folder / "state.json", **state)
-    minutes, figures = (time.perf_counter() - began) / 60, len(list(folder.glob("figures/*.png")))
-    print(f"done in {minutes:.1f} min: {results}, {figures} figures in {folder / 'figures'}")
+    minutes, figures = (time.perf_counter() - began) / 60, [*folder.glob("figures/*.png")]
+    print(f"done in {minutes:.1f} min: {results}, {len(figures)} figures in {folder / 'figures'}")
 
 # %% ../nbs/07_run.ipynb #9c4d9ccc
 MODELS = {  # that ship: where a run has it, what it is
@@ -492,39 +488,38 @@ def ship(
 ) -> list:  # the models' folders
     "Put a run's models where from_pretrained finds them, its figures and outputs into the clone."
     folder, pretrained = Path(run), Path(shelf or Path(omnijet.__file__).with_name("pretrained"))
-    one, other = folder.resolve(), pretrained.resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
+    one, other = sorted((folder.resolve(), pretrained.resolve()))
+    if other.is_relative_to(one):
         raise files.OmnijetError(f"{folder}: a run is not shipped into itself ({pretrained})")
     numbers, results = statistics.read_numbers(folder), _content(folder / "results.json")
     sizes = [int(path.name.split("_")[1]) for path in folder.glob("transfer/finetune_*")]
-    size = max(sizes, default=0)
-    sources = {model: folder / where.format(size=size, seed=results["seed"])
-               for model, (where, _) in MODELS.items()}
-    found = [model for model, source in sources.items() if (source / "config.json").exists()]
-    for model, source in sources.items():
-        if model not in found:
+    size, done = max(sizes, default=0), []
+    for model, (where, _) in MODELS.items():
+        source, target = folder / where.format(size=size, seed=results["seed"]), pretrained / model
+        if not (source / "config.json").exists():
             print(f"{model}: not in this run ({source})")
-        elif (pretrained / model).exists() and not _content(pretrained / model / "config.json"):
-            raise files.OmnijetError(f"{pretrained / model} is no model: it is not replaced")
-    if not found:
-        raise files.OmnijetError(f"{folder}: no model to ship")
-    for model in found:
-        state = files.read_weights(sources[model] / "model.safetensors")
+            continue
+        if target.exists() and "origin" not in _content(target / "config.json"):
+            raise files.OmnijetError(f"{target} is no model of omnijet's: it is not replaced")
+        state, config = files.read_weights(source / "model.safetensors"), source / "config.json"
         if not model.startswith("tokenizer"):
             state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-        with files.atomic(pretrained / model) as out:
+        with files.atomic(target) as out:
             out.mkdir()
             files.save_weights(state, out / "model.safetensors")
-            config = _content(sources[model] / "config.json")
-            weights = files.checksum(out / "model.safetensors")
-            origin = {**config.get("origin", {}), "weights": weights}
-            _merge(out / "config.json", **{**config, "origin": origin})
-            card = model_card(model, origin, card_numbers(model, numbers, size), results)
+            weights, config = files.checksum(out / "model.safetensors"), _content(config)
+            config["origin"] = {**config.get("origin", {}), "weights": weights}
+            _merge(out / "config.json", **config)
+            reached = card_numbers(model, numbers, size)
+            card = model_card(model, config["origin"], reached, results)
             (out / "README.md").write_text(card, encoding="utf-8")
-        print(pretrained / model)
+        done.append(target)
+        print(target)
+    if not done:
+        raise files.OmnijetError(f"{folder}: no model to ship")
     if shelf is None and chapters_dir().name == "nbs":
         publish_run(folder, chapters_dir())
-    return [pretrained / model for model in found]
+    return done
 
 
 def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
@@ -585,15 +580,14 @@ def _test(arguments: list = ()):  # further words for pytest, behind -- if they 
     root, codes = chapters_dir().parent, set()
     if not (root / "tests").is_dir():
         raise files.OmnijetError("the tests are not in the package: run this in a clone")
-    wanted = "pytest", "xdist", "hypothesis", "nbdev"
-    if missing := [name for name in wanted if not find_spec(name)]:
-        raise files.OmnijetError(f"{', '.join(missing)} missing: pip install -e '.[dev]'")
-    parallel = ["-n", "auto", "--dist", "loadfile"]  # one file, one process
-    parts = {"tests": [*parallel, "--ignore", "tests/faults", "--ignore", "tests/browser"],
-             "tests/faults": parallel, "tests/browser": []}  # which gives up on slow answers: alone
-    for folder, words in parts.items():
-        print(f"\n== {folder}", flush=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-rs", folder, *words, *arguments]
+    for name in ("pytest", "xdist", "hypothesis", "nbdev"):
+        if not find_spec(name):
+            raise files.OmnijetError(f"{name} is missing: pip install -e '.[dev]'")
+    parallel = "-n auto --dist loadfile"  # one file, one process
+    for words in (f"tests --ignore tests/faults --ignore tests/browser {parallel}",
+                  f"tests/faults {parallel}", "tests/browser"):  # slow answers fail it: alone
+        print(f"\n== {words.split()[0]}", flush=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", *words.split(), *arguments]
         done = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
         codes.add(done.returncode)
     return max(codes - {5}, default=5)  # 5: no test there of those asked for
