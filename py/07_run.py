@@ -53,7 +53,7 @@ seed = 1
 
 # %%
 #| export
-import argparse, ast, contextlib, hashlib, importlib, json, math, os
+import argparse, ast, contextlib, fcntl, hashlib, importlib, json, math, os
 import re, shutil, subprocess, sys, tempfile, threading, time, warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,20 +150,20 @@ def read_preset(name: str) -> dict:
     return values
 
 
-MAY_BE_NONE = {"jetclass": "", "backbone_single": "TTBar", "backbone_max_jets": 1,
-               "backbone_training.patience": 1}
-MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
+_MAY_BE_NONE = {"jetclass": "", "backbone_single": "TTBar", "backbone_max_jets": 1,
+                "backbone_training.patience": 1}
+_MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
 
 
 def _fitting(value, own, name):  # own: the value that the chapter has
     "A parameter's value, of the kind of its chapter's own."
-    own = MAY_BE_NONE.get(name, own)
-    if value is None and name in MAY_BE_NONE or value == "all" and name == "backbone_classes":
+    own = _MAY_BE_NONE.get(name, own)
+    if value is None and name in _MAY_BE_NONE or value == "all" and name == "backbone_classes":
         return value
     if isinstance(own, bool):
         return files.as_bool(value, name)
     if isinstance(own, (int, float)):
-        least = int(isinstance(own, int) and not re.fullmatch(MAY_BE_ZERO, name))
+        least = int(isinstance(own, int) and not re.fullmatch(_MAY_BE_ZERO, name))
         return files.as_number(value, name, least, whole=isinstance(own, int))
     if type(value) is not type(own):
         raise files.OmnijetError(f"{name} is {value!r}, expected something like {own!r}")
@@ -245,7 +245,6 @@ def check_parameters(p: dict):  # of all chapters
         ("backbone_classes", class_indices(p["backbone_classes"]), f"some {some}"),
         ("backbone_start", p["backbone_start"] in ("codes", "random"), "codes or random"),
         ("backbone_tokenizer", p["backbone_tokenizer"] in codes, f"one of {codes} (tokenizers)"),
-        ("quality_bins", p["quality_bins"], "some numbers"),
         ("transfer_sizes", sizes and 2 <= min(sizes) and max(sizes) <= most,
          f"2 to {most:,} jets: so many are simulated for training"),
         ("transfer_max_epochs", len(p["transfer_max_epochs"]) == len(sizes), "one for each size"),
@@ -331,7 +330,6 @@ assert one != fingerprint(chapters["00_data"], own | {"seed": 2}, {})
 @contextlib.contextmanager
 def _alone(folder):
     "Hold the folder's lock, or say who does; a folder of other things is refused."
-    import fcntl
     files.make_folder(folder)
     there = {path.name for path in folder.iterdir()}
     if there and not there & {"run.lock", "state.json", "results.json"}:
@@ -360,8 +358,7 @@ def _merge(path, **values):
     with files.atomic(path) as tmp:
         tmp.write_text(text + "\n", encoding="utf-8")
 
-# %%
-#| export
+
 def _sizes(folder) -> dict:
     "Size and time of each file of a run by its path, but for the run's own and unfinished ones."
     own = re.compile(r"state\.json$|run\.lock$|(.*/)?\.")
@@ -415,15 +412,13 @@ def _watch_memory(peaks, done):
     import psutil
     import torch
     while not done.wait(0.5):
-        used = {"memory": 0}
         with contextlib.suppress(psutil.Error):  # a child that has ended meanwhile
-            for child in psutil.Process().children(recursive=True):
-                used["memory"] += child.memory_info().rss
+            children = psutil.Process().children(recursive=True)
+            used = sum(child.memory_info().rss for child in children) / 1e9
+            peaks["memory"] = max(peaks.get("memory", 0.0), round(used, 2))
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
-            used["GPU memory"] = total - free
-        for what, size in used.items():
-            peaks[what] = max(peaks.get(what, 0.0), round(size / 1e9, 2))
+            peaks["GPU memory"] = max(peaks.get("GPU memory", 0.0), round((total - free) / 1e9, 2))
 
 
 def _execute(chapter, folder, parameters, made_by) -> dict:  # of `_watch_memory`
@@ -527,8 +522,7 @@ def run(
         _run_chapters(folder, chapters, chosen, values, force)
     return folder
 
-# %%
-#| export
+
 def _run_chapters(folder, chapters, chosen, values, force):
     began, results = time.perf_counter(), folder / "results.json"
     for left in list(folder.rglob(".*.[0-9]*.tmp*")):  # of a run that was killed
@@ -557,9 +551,8 @@ def _run_chapters(folder, chapters, chosen, values, force):
         states[name] = {"code": code}
         _merge(folder / "state.json", **state)
         _merge(results, chapters={other: x for other, x in entries().items() if other != name})
-        peaks = None
+        given, peaks = {key: values[key] for key in about["parameters"]}, None
         try:
-            given = {key: values[key] for key in about["parameters"]}
             peaks = _execute(name, folder, given, made_by)
         finally:
             seconds = round(time.perf_counter() - begun, 1)
@@ -612,8 +605,8 @@ def card_numbers(model: str, numbers: list, size: int) -> list:  # size: jets th
     "The numbers of a run that say what a model reaches."
     select = statistics.select
     if model == "top-tagger":
-        default = dict.fromkeys(("classes", "shower", "validation"))
-        return select(numbers, strategy="finetune", size=size, **default)
+        found = select(numbers, strategy="finetune", size=size)
+        return select(found, classes=None, shower=None, validation=None)
     if model.startswith("backbone"):
         found = select(numbers, model=model.replace("-", "_"))
         return [n for n in found if n["key"] not in ("parameters", "epochs")]
@@ -641,6 +634,7 @@ def goals(numbers: list) -> list:
             reached = f"missed by {missing:.2g}{unit}" if missing > 0 else "reached"
             lines.append(f"{n['title']}: {sense} {target:g}{unit} wanted, {reached}.")
     return lines
+
 
 def model_card(model: str, origin: dict, numbers: list, run: dict) -> str:  # run: its results.json
     "What a model is, how it was made (`origin` of its config.json), what it reaches."
@@ -905,7 +899,7 @@ class _Once(argparse.Action):
                 word = files.as_number(word, flag, whole=self.const == "int")
         except ValueError as error:
             parser.error(error)
-        names = self.const == "list" and word != "all"
+        names = self.dest in ("only", "classes") and word != "all"
         setattr(found, self.dest, word.split(",") if names else word)
 
 
@@ -930,14 +924,12 @@ def parser() -> argparse.ArgumentParser:
                 continue
             name, _, given = word.lower().partition("=")
             kind, default, text = parameters[name]
-            kind = "list" if name == "classes" else kind
             default = int(given) if given else default
             text += "" if default in (None, False, (), ...) else f" (default: {default})"
             about = {**kinds.get(kind, {"action": _Once, "const": kind}),
                      "help": text.replace("%", "%%"),
                      "default": default if given else argparse.SUPPRESS}
             if word.isupper():
-                about = about if kind != "list" else {"help": text, "default": ()}
                 many = "*" if kind == "list" else "?" if default is not ... else None
                 sub.add_argument(name, nargs=many, **about)
             else:
@@ -945,8 +937,7 @@ def parser() -> argparse.ArgumentParser:
                 sub.add_argument(*flags, required=default is ..., **about)
     return top
 
-# %%
-#| export
+
 def _assignments(items) -> dict:
     found = {}
     for item in items:
