@@ -155,8 +155,7 @@ _MAY_BE_NONE = {"jetclass": "", "backbone_single": "TTBar", "backbone_max_jets":
 _MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
 
 
-def _fitting(value, own, name):  # own: the value that the chapter has
-    "A parameter's value, of the kind of its chapter's own."
+def _fitting(value, own, name):  # a parameter in the kind of its chapter's own
     own = _MAY_BE_NONE.get(name, own)
     if value is None and name in _MAY_BE_NONE or value == "all" and name == "backbone_classes":
         return value
@@ -229,28 +228,26 @@ for changes in (
 def check_parameters(p: dict):  # of all chapters
     "`OmnijetError` for what one of the chapters would refuse, perhaps hours later."
     from omnijet.data import CLASSES, class_indices, sample_jets
-    from omnijet.simulation import JETCLASS
     from omnijet.training import TrainingConfig
     from omnijet.transfer import STRATEGIES
     from omnijet.vqvae import new_tokenizer
-    folders = [Path(p["jetclass"], part) for part in JETCLASS.values() if p["jetclass"]]
     some, sizes, strategies = f"of {', '.join(CLASSES)}", p["transfer_sizes"], ", ".join(STRATEGIES)
-    main = (name in p["main_classes"] for name in ("ZJetsToNuNu", "TTBar"))
+    folder, main = p["jetclass"], (name in p["main_classes"] for name in ("ZJetsToNuNu", "TTBar"))
     most = 2 * min(p["n_jets"]["train_main" if x else "train_other"] for x in main)
+    monitor = p["transfer_training"]["monitor"]
     codes = [x for x in p["tokenizers"] if x == "conditional-8192" or not p["shipped"]]
     rules = [  # of a parameter: whether it is as expected, what is
-        ("jetclass", all(map(Path.is_dir, folders)), "a folder of train_100M, val_5M, test_20M"),
+        ("jetclass", not folder or Path(folder, "train_100M").is_dir(), "one with train_100M"),
         ("main_classes", {*p["main_classes"]} <= {*CLASSES}, f"some {some}"),
         ("backbone_single", p["backbone_single"] in (None, *CLASSES), f"one {some}"),
         ("backbone_classes", class_indices(p["backbone_classes"]), f"some {some}"),
         ("backbone_start", p["backbone_start"] in ("codes", "random"), "codes or random"),
         ("backbone_tokenizer", p["backbone_tokenizer"] in codes, f"one of {codes} (tokenizers)"),
         ("transfer_sizes", sizes and 2 <= min(sizes) and max(sizes) <= most,
-         f"2 to {most:,} jets: so many are simulated for training"),
+         f"2 to {most:,} jets: so many are there for training"),
         ("transfer_max_epochs", len(p["transfer_max_epochs"]) == len(sizes), "one for each size"),
         ("transfer_strategies", {*p["transfer_strategies"]} <= {*STRATEGIES}, strategies),
-        ("transfer_training", p["transfer_training"]["monitor"] in ("loss", "error"),
-         "loss or error to monitor"),
+        ("transfer_training", monitor in ("loss", "error"), "loss or error for its monitor"),
     ]
     for name in p:
         if name.endswith("_training"):
@@ -339,8 +336,7 @@ def _alone(folder):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            who = lock.read() or "another run"
-            raise files.OmnijetError(f"{folder} is in use by {who}: wait, or give another --name")
+            raise files.OmnijetError(f"{folder} is in use by {lock.read() or 'another run'}: wait")
         lock.truncate(0)
         os.write(lock.fileno(), f"process {os.getpid()} ({' '.join(sys.argv)})".encode())
         yield
@@ -352,19 +348,16 @@ def _content(path) -> dict:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _merge(path, **values):
-    "Change some values of a JSON file."
+def _merge(path, **values):  # into a JSON file
     text = json.dumps(_content(path) | values, indent=1, ensure_ascii=False)
     with files.atomic(path) as tmp:
         tmp.write_text(text + "\n", encoding="utf-8")
 
 
-def _sizes(folder) -> dict:
-    "Size and time of each file of a run by its path, but for the run's own and unfinished ones."
-    own = re.compile(r"state\.json$|run\.lock$|(.*/)?\.")
+def _sizes(folder) -> dict:  # {path in it: (size, time)} but for the run's own, unfinished ones
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in found.items()
-            if path.is_file() and not own.match(name)}
+            if path.is_file() and not re.match(r"state\.json$|run\.lock$|(.*/)?\.", name)}
 
 
 def verify_run(folder) -> dict:  # paths in it: changed, missing, added; chapters: unfinished
@@ -378,10 +371,9 @@ def verify_run(folder) -> dict:  # paths in it: changed, missing, added; chapter
         raise files.OmnijetError(f"{folder}: not a run of this version ({error!r})") from error
     there = _sizes(folder)
     same = noted.keys() & there.keys()
-    added = [] if unfinished else there.keys() - noted.keys()
-    changed = [path for path in same if files.checksum(folder / path) != noted[path]]
-    found = {"changed": sorted(changed), "missing": sorted(noted.keys() - same),
-             "added": sorted(added), "unfinished": unfinished}
+    changed = (path for path in same if files.checksum(folder / path) != noted[path])
+    found = {"changed": sorted(changed), "missing": sorted(noted.keys() - same), "added":
+             [] if unfinished else sorted(there.keys() - same), "unfinished": unfinished}
     lines = [f"{what:<11}{name}" for what, names in found.items() for name in names]
     print("\n".join(lines) or f"{folder}: every file is as it was written")
     return found
@@ -407,8 +399,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 # %%
 #| export
-def _watch_memory(peaks, done):
-    "Keep the largest memory of this process's children, and in use on a GPU, in gigabytes."
+def _watch_memory(peaks, done):  # of this process's children, and in use on a GPU, in gigabytes
     import psutil
     import torch
     while not done.wait(0.5):
@@ -480,8 +471,7 @@ assert 0.25 < peaks["memory"] < 30
 
 # %%
 #| export
-def _by_name(words, chapters) -> list:
-    "The chapters of these names or numbers."
+def _by_name(words, chapters) -> list:  # of chapters, by name or number
     names = {word: [x for x in chapters if word in (x, x.split("_")[0])] for word in words}
     if unknown := ", ".join(repr(word) for word in words if not names[word]):
         raise files.OmnijetError(f"no chapter {unknown}; there are: {', '.join(chapters)}")
@@ -509,14 +499,13 @@ def run(
     values = choose_parameters(preset, parameters or {}, chapters)
     folder = (Path(runs) / name).resolve()
     values["run_dir"] = str(folder)
-    if values.get("jetclass"):
-        values["jetclass"] = str(Path(values["jetclass"]).absolute())
     chosen = _by_name(chapters if only in (None, "all") else only, chapters)
     last = list(chapters)[-1] if until is None else _by_name([until], chapters)[0]
     chosen = [chapter for chapter in chosen if chapter <= last]
     if not chosen:
         raise files.OmnijetError(f"--until {until}: nothing of --only is left to run")
-    if "transfer_sizes" in values:
+    if "jetclass" in values:  # and with it all others
+        values["jetclass"] = values["jetclass"] and str(Path(values["jetclass"]).absolute())
         check_parameters(values)
     with _alone(folder):
         _run_chapters(folder, chapters, chosen, values, force)
@@ -558,8 +547,8 @@ def _run_chapters(folder, chapters, chosen, values, force):
             seconds = round(time.perf_counter() - begun, 1)
             told = (f", {size:.1f} GB of {what}" for what, size in (peaks or {}).items())
             print(f"{seconds:6.0f} s", *told, ", failed" * (peaks is None), sep="", flush=True)
-        found = {"numbers": [], **entries().get(name, {})}
-        found |= {"seconds": seconds, "peak_gigabytes": peaks}
+        found = {"numbers": [], **entries().get(name, {}), "seconds": seconds}
+        found["peak_gigabytes"] = peaks
         _merge(results, chapters=entries() | {name: found})
         now, noted = _sizes(folder), state["files"]
         for path in sorted(now):
@@ -580,14 +569,16 @@ def _run_chapters(folder, chapters, chosen, values, force):
 # `omnijet ship runs/NAME` puts the models of a finished run where `from_pretrained("omnijet/…")` finds them, inside the package. Backbones and tagger lose half of their
 # digits, which changes nothing visible; tokenizers are small and stay as they are, since a rounded codebook is another codebook. Each model has a card, written from the run's own results.
 # In a clone, `publish_run` then puts the figures and numbers of the same run into `figures/`, and what its chapters printed and drew into the notebooks.
+#
+# The preset `shipped` judges the models that come with the package on new jets. `omnijet compare runs/shipped figures` says whether it finds what the
+# run found that made them: of the differences of two runs, in units of their errors, two thirds should be below one and 95 % below two.
 
 # %%
 #| export
 MODELS = {  # that ship: where a run has it, what it is
     "tokenizer-512": ("tokenizers/conditional-512", "A conditional VQ-VAE with 512 codes."),
     "tokenizer-8192": ("tokenizers/conditional-8192", "A conditional VQ-VAE with 8192 codes."),
-    "backbone": ("backbone", "Generates q/g and t → bqq′ jets as tokens of tokenizer-8192, "
-                 "and is the start for fine-tuning."),
+    "backbone": ("backbone", "Generates q/g and t → bqq′ jets as tokens of tokenizer-8192."),
     "backbone-conditional": ("backbone_conditional", "Generates jets of each of the ten classes as "
                              'tokens of tokenizer-8192: `generate(n, jet_class="TTBar")`.'),
     "top-tagger": ("transfer/finetune_{size}_seed{seed}", "Tells t → bqq′ from q/g jets by tokens "
@@ -616,8 +607,7 @@ def card_numbers(model: str, numbers: list, size: int) -> list:  # size: jets th
     return tops + select(numbers, *keys, **name)
 
 
-def _value(n) -> str:
-    "A number with its error and unit."
+def _value(n) -> str:  # with its error and unit
     if not isinstance(n["value"], float):
         return str(n["value"])  # words, or None
     error = f" ± {n['error']:.2g}" if n["error"] else ""
@@ -639,15 +629,15 @@ def goals(numbers: list) -> list:
 def model_card(model: str, origin: dict, numbers: list, run: dict) -> str:  # run: its results.json
     "What a model is, how it was made (`origin` of its config.json), what it reaches."
     training, device = origin.get("training") or {}, origin.get("device", run["device"])
-    told = "sequences variants epochs steps batch_size lr seconds".split()
-    made = {f"{name} in training": f"{training[name]:,}" for name in told if name in training}
+    made = {f"{name} in training": f"{training[name]:,}" for name in training if name in
+            ("sequences", "variants", "epochs", "steps", "batch_size", "lr", "seconds")}
     made |= {"device": device, "seed": run["seed"], "date": run["date"][:10],
              "versions": ", ".join(map(" ".join, run["versions"].items())),
              "git commit": run["git_commit"], "licence": "MIT",
              "made by": f"`{run['command']}`, then `omnijet ship`"}
     lines = [f"# omnijet/{model}", "", MODELS[model][1], "",
-             "Trained on jets of omnijet's own simulation (Pythia 8 and a CMS-like detector), not "
-             "on JetClass.", "", "| | |", "|---|---|"]
+             "Trained on jets of omnijet (Pythia 8 and a CMS-like detector), not of JetClass.", "",
+             "| | |", "|---|---|"]
     lines += [f"| {what} | {text} |" for what, text in made.items() if text is not None]
     lines += ["", "| on test jets | reached | jets | paper |", "|---|---|---|---|"]
     for n in numbers:
@@ -670,9 +660,8 @@ def ship(
     one, other = sorted((folder.resolve(), pretrained.resolve()))
     if other.is_relative_to(one):
         raise files.OmnijetError(f"{folder}: a run is not shipped into itself ({pretrained})")
-    numbers, results = statistics.read_numbers(folder), _content(folder / "results.json")
-    sizes = [int(path.name.split("_")[1]) for path in folder.glob("transfer/finetune_*")]
-    size, done = max(sizes, default=0), []
+    numbers, results, done = statistics.read_numbers(folder), _content(folder / "results.json"), []
+    size = max([0, *(int(x.name.split("_")[1]) for x in folder.glob("transfer/finetune_*"))])
     for model, (where, _) in MODELS.items():
         source, target = folder / where.format(size=size, seed=results["seed"]), pretrained / model
         if not (source / "config.json").exists():
@@ -680,7 +669,7 @@ def ship(
             continue
         if target.exists() and "origin" not in _content(target / "config.json"):
             raise files.OmnijetError(f"{target} is no model of omnijet's: it is not replaced")
-        state, config = files.read_weights(source / "model.safetensors"), source / "config.json"
+        config, state = source / "config.json", files.read_weights(source / "model.safetensors")
         if not model.startswith("tokenizer"):
             state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
         with files.atomic(target) as out:
@@ -689,9 +678,8 @@ def ship(
             weights, config = files.checksum(out / "model.safetensors"), _content(config)
             config["origin"] = {**config.get("origin", {}), "weights": weights}
             _merge(out / "config.json", **config)
-            reached = card_numbers(model, numbers, size)
-            card = model_card(model, config["origin"], reached, results)
-            (out / "README.md").write_text(card, encoding="utf-8")
+            told = model, config["origin"], card_numbers(model, numbers, size), results
+            (out / "README.md").write_text(model_card(*told), encoding="utf-8")
         done.append(target)
         print(target)
     if not done:
@@ -723,6 +711,26 @@ def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
                                        "widget-view+json" not in "".join(x.get("data", {}))]
             _merge(path, cells=cells)
 
+
+def compare_runs(
+    run: str,  # folder of a run, or a results.json
+    reference: str = "figures",  # another
+) -> list:  # (difference in units of its error, number here, number there), the largest first
+    "Compare the numbers with errors that two runs share, found by key and fields."
+    here, there = ({statistics.identity(n): n for n in statistics.read_numbers(path) if n["error"]}
+                   for path in (run, reference))
+    pairs = [(here[key], there[key]) for key in here if key in there]
+    if not pairs:
+        raise files.OmnijetError(f"{run} and {reference} have no number with an error in common")
+    pulls = [(a["value"] - b["value"]) / math.hypot(a["error"], b["error"]) for a, b in pairs]
+    rows = sorted(((pull, *pair) for pull, pair in zip(pulls, pairs)), key=lambda row: -abs(row[0]))
+    for pull, a, b in rows:
+        if abs(pull) > 2:
+            print(f"{pull:+6.1f}  {a['title']}: {_value(a)} against {_value(b)}")
+    one, two = (sum(abs(pull) < limit for pull in pulls) / len(pulls) for limit in (1, 2))
+    print(f"{len(pulls)} numbers in both: {one:.0%} within one error of their difference "
+          f"(68 % expected), {two:.0%} within two (95 %)")
+    return rows
 
 # %%
 import io
@@ -775,32 +783,6 @@ with tempfile.TemporaryDirectory() as there, contextlib.redirect_stdout(io.Strin
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-6) and b.dtype == torch.float32
 
 
-# %% [markdown]
-# The preset `shipped` judges the models that come with the package on new jets. `omnijet compare runs/shipped figures` says whether it finds what the
-# run found that made them: of the differences of two runs, in units of their errors, two thirds should be below one and 95 % below two.
-
-# %%
-#| export
-def compare_runs(
-    run: str,  # folder of a run, or a results.json
-    reference: str = "figures",  # another
-) -> list:  # (difference in units of its error, number here, number there), the largest first
-    "Compare the numbers with errors that two runs share, found by key and fields."
-    here, there = ({statistics.identity(n): n for n in statistics.read_numbers(path) if n["error"]}
-                   for path in (run, reference))
-    pairs = [(here[key], there[key]) for key in here if key in there]
-    if not pairs:
-        raise files.OmnijetError(f"{run} and {reference} have no number with an error in common")
-    pulls = [(a["value"] - b["value"]) / math.hypot(a["error"], b["error"]) for a, b in pairs]
-    rows = sorted(((pull, *pair) for pull, pair in zip(pulls, pairs)), key=lambda row: -abs(row[0]))
-    for pull, a, b in rows:
-        if abs(pull) > 2:
-            print(f"{pull:+6.1f}  {a['title']}: {_value(a)} against {_value(b)}")
-    one, two = (sum(abs(pull) < limit for pull in pulls) / len(pulls) for limit in (1, 2))
-    print(f"{len(pulls)} numbers in both: {one:.0%} within one error of their difference "
-          f"(68 % expected), {two:.0%} within two (95 %)")
-    return rows
-
 # %%
 with tempfile.TemporaryDirectory() as there:
     for name, value in {"one": 3.7, "other": 4.2}.items():
@@ -841,7 +823,7 @@ def _test(arguments: list = ()):  # further words for pytest, behind -- if they 
                   f"tests/faults {parallel}", "tests/browser"):  # slow answers fail it: alone
         print(f"\n== {words.split()[0]}", flush=True)
         command = [sys.executable, "-m", "pytest", "-q", "-rs", *words.split(), *arguments]
-        done = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
         codes.add(done.returncode)
     return max(codes - {5}, default=5)  # 5: no test there of those asked for
 
@@ -881,6 +863,7 @@ def _read(where) -> tuple:  # first sentence, {parameter: (type, default, commen
         found[name] = kind.removesuffix(" | None"), value, lines[node.lineno - 1].partition("# ")[2]
     return " ".join(ast.get_docstring(told).split()).partition(". ")[0].rstrip("."), found
 
+
 # %%
 #| export
 class _Parser(argparse.ArgumentParser):
@@ -891,16 +874,16 @@ class _Parser(argparse.ArgumentParser):
 class _Once(argparse.Action):
     "Keep an option's word: a number where one is expected, none that is empty, no second one."
     def __call__(self, parser, found, word, flag=None):
-        flag = flag or self.dest.upper()
         if word == "" or getattr(found, self.dest, self.default) is not self.default:
-            parser.error(f"{flag} {word}: expected one word, once".replace("  ", " "))
-        try:
-            if self.const in ("int", "float"):
+            parser.error(f"{flag or self.dest.upper()} {word}: expected one word, once")
+        if self.dest in ("only", "classes") and word != "all":
+            word = word.split(",")
+        if self.const in ("int", "float"):
+            try:
                 word = files.as_number(word, flag, whole=self.const == "int")
-        except ValueError as error:
-            parser.error(error)
-        names = self.dest in ("only", "classes") and word != "all"
-        setattr(found, self.dest, word.split(",") if names else word)
+            except ValueError as error:
+                parser.error(error)
+        setattr(found, self.dest, word)
 
 
 def parser() -> argparse.ArgumentParser:
