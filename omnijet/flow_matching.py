@@ -9,12 +9,12 @@ __all__ = ['EPiCLayer', 'FlowMatching']
 import awkward as ak
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from .files import as_number
 from .data import FeatureScaling, Ragged
-from .models import Linear
+from .models import Linear, checked
 
 # %% ../nbs/04a_flow_matching.ipynb #038e774f
 class EPiCLayer(nn.Module):
@@ -36,6 +36,7 @@ class EPiCLayer(nn.Module):
 
 class FlowMatching(nn.Module):
     "Jets from noise by flow matching, given the number of constituents (appendix C, figure 14)."
+    @checked
     def __init__(self, width: int = 64, layers: int = 4, width_global: int = 16):
         super().__init__()
         C = 8  # conditions: time, and the number of constituents
@@ -48,11 +49,14 @@ class FlowMatching(nn.Module):
 
     def learn_scale(self, jets: Ragged):
         "Take mean and spread of features, and the constituent counts, from jets; the model itself."
+        as_number(len(jets.content), "the number of constituents to learn from", 2)
         x = torch.from_numpy(FeatureScaling().scale(jets.content))
-        self.mean, self.std, self.counts = x.mean(0), x.std(0), torch.from_numpy(jets.lengths)
+        self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
+        self.counts = torch.from_numpy(jets.lengths)
         return self
 
     def forward(self, x, t, mask):  # (B, L, 3), (B,), (B, L) -> velocity (B, L, 3)
+        mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # of empty jets, too
         n = mask.sum(1) / 40
         waves = [f(2 ** k * torch.pi * t) for k in (0, 1) for f in (torch.sin, torch.cos)]
         c = torch.stack([t, n, n.log(), *waves, t * n], 1)  # (B, C)
@@ -67,31 +71,27 @@ class FlowMatching(nn.Module):
         x0 = (FeatureScaling().scale(batch["x"]) - self.mean) / self.std  # (B, L, 3)
         x1, t = torch.randn_like(x0), torch.rand(len(x0), device=x0.device)
         xt = x0 + t[:, None, None] * (x1 - x0)
-        loss = F.mse_loss(self(xt, t, mask)[mask], (x1 - x0)[mask])
+        loss = nn.functional.mse_loss(self(xt, t, mask)[mask], (x1 - x0)[mask])
         return {"loss": loss, "weight": mask.sum().float()}
 
 # %% ../nbs/04a_flow_matching.ipynb #e6c02164
 @patch
 @torch.inference_mode()
-def generate(
-    self: FlowMatching,
-    n: int,  # jets
-    seed: int = 1,
-    steps: int = 50,  # midpoint steps from noise to jet
-) -> ak.Array:  # constituents by falling pt
-    "Draw `n` jets; what falls outside the paper's cut on the angles comes to lie on its edge."
-    where, random = self.mean.device, torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(self.counts), (n,), generator=random)
-    lengths = self.counts.cpu()[drawn].sort().values
-    content = []
-    for part in lengths.split(1000):
+def generate(self: FlowMatching, n: int, seed: int = 1, steps: int = 50) -> ak.Array:
+    "Constituents of `n` jets; what falls outside the cut on the angles comes to lie on its edge."
+    n, seed = as_number(n, "n", 0), as_number(seed, "seed", 0, 2**63 - 1)
+    steps = as_number(steps, "steps", 1, 10_000)
+    as_number(len(self.counts), "the number of jets that `learn_scale` has seen", 1)
+    where, counts, random = self.mean.device, self.counts.cpu(), torch.Generator().manual_seed(seed)
+    lengths = counts[torch.randint(len(counts), (n,), generator=random)].sort().values
+    content = [np.zeros((0, 3), np.float32)]
+    for part in lengths.split(1000) if n else ():
         mask = (torch.arange(part.max()) < part[:, None]).to(where)  # (B, L)
         x = torch.randn(*mask.shape, 3, generator=random).to(where)
         for t in torch.linspace(1, 0, steps + 1, device=where)[:-1]:
             half = x - self(x, t.expand(len(x)), mask) / (2 * steps)
             x = x - self(half, (t - 1 / (2 * steps)).expand(len(x)), mask) / steps
-        x = FeatureScaling().unscale(x * self.std + self.mean)[mask]
-        content.append(x.cpu().numpy())
+        content.append(FeatureScaling().unscale(x * self.std + self.mean)[mask].cpu().numpy())
     content = np.concatenate(content)
     content[:, 1:] = content[:, 1:].clip(-0.8, 0.8)
     jets = Ragged(content, np.append(0, np.cumsum(lengths.numpy()))).to_constituents()

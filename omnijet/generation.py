@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from fastcore.meta import delegates
 from torch import nn
-from tqdm.auto import tqdm
 
-from .files import OmnijetError, holds, write_columns
+from .files import OmnijetError, as_bool, as_number, holds, progress_bar, write_columns
 from .data import Ragged, to_columns
 from .observables import OBSERVABLES, compare, flat_constituents, jet_pt
 from .statistics import auc_with_error, number, quantile_kl, w1_with_error
@@ -28,6 +27,13 @@ from .token_quality import DeepSets, Tagger
 from .gpt import GenerativeModel, Sampling
 
 # %% ../nbs/04_generation.ipynb #b75f68ac
+def _checksum(model):
+    "crc32 of what a model or tokenizer is: its settings and weights."
+    weights = model.state_dict().values() if isinstance(model, nn.Module) else ()
+    weights = b"".join(weight.float().cpu().numpy().tobytes() for weight in weights)
+    return zlib.crc32(repr(model.settings()).encode() + weights)
+
+
 def _columns(tokens, tokenizer, label):
     "Columns of a file: tokens and, with a tokenizer, decoded jets, their axis at eta = phi = 0."
     columns = {"tokens": ak.values_astype(tokens, np.int32)}
@@ -55,47 +61,43 @@ def generate_files(
     progress: bool = True,
     **kwargs,  # temperature, top_k, top_p, max_constituents, jet_class: see `Sampling`
 ) -> list:  # the files
-    """Generate `n` jets into Parquet files: tokens, and with `tokenizer` JetClass columns (GeV).
-
-    Complete files of the same settings are kept; memory does not grow with n. Raises OmnijetError
-    for options out of range, another tokenizer, a missing device, files of other settings."""
-    where = device() if where is None else torch.device(where)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise OmnijetError(f"asked for {where}, but no CUDA GPU is visible here")
+    "Generate `n` jets into Parquet files: tokens, and with `tokenizer` JetClass columns (GeV)."
+    sampling, n = Sampling(seed, **kwargs), as_number(n, "n", 0)
+    size, overwrite = as_number(shard_size, "shard_size", 1), as_bool(overwrite, "overwrite")
+    where = device() if where is None else where
+    try:
+        torch.zeros(1, device=where).item()
+    except Exception as error:
+        raise OmnijetError(f"where is {where!r}: {str(error).splitlines()[0]}") from error
     model = model if isinstance(model, GenerativeModel) else GenerativeModel.from_pretrained(model)
-    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
-    K = model.vocabulary.codebook_size
+    tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
+    label, K = sampling.label(model.vocabulary), model.vocabulary.codebook_size
     if tokenizer is not None and tokenizer.codebook_size != K:
         raise OmnijetError(f"the tokenizer has {tokenizer.codebook_size} codes, "
                            f"the model was trained on tokens of {K}")
-    model = model.to(where).eval()
+    facts = {**asdict(sampling), "weights": _checksum(model),
+             "decoded": tokenizer is not None and _checksum(tokenizer)}
+    shards = [{**facts, "first": first, "n": min(size, n - first)} for first in range(0, n, size)]
+    files = [Path(out, f"generated_{i:05d}.parquet") for i in range(len(shards))]
+    kept = [holds(file, about, overwrite, ["n"]) for file, about in zip(files, shards)]
+    for file in set(Path(out).glob("generated_[0-9]*.parquet")) - set(files):  # of more jets
+        if not holds(file, facts, overwrite):
+            file.unlink()
+    model.to(where).eval()
     if isinstance(tokenizer, nn.Module):
         tokenizer.to(where)
-    sampling = Sampling(seed, **kwargs)
-    label = sampling.label(model.vocabulary, n)
-    weights = b"".join(p.detach().float().cpu().numpy().tobytes() for p in model.parameters())
-    facts = {**asdict(sampling), "jet_class": label, "weights": zlib.crc32(weights),
-             "decoded": tokenizer is not None}
-    files = []
-    with tqdm(total=n, desc="jets", unit="jet", disable=not progress) as bar:
-        for first in range(0, n, shard_size):
-            files.append(Path(out) / f"generated_{first // shard_size:05d}.parquet")
-            facts |= {"first": first, "n": min(shard_size, n - first)}
-            if not holds(files[-1], facts, overwrite, renew=("n",)):
-                options = {"batch_size": batch_size, "first": first, "progress": False, **kwargs}
-                tokens = model.generate(facts["n"], seed, **options)
-                write_columns(_columns(tokens, tokenizer, label), files[-1], **facts)
-            bar.update(facts["n"])
+    with progress_bar(show=progress, total=n, desc="jets", unit="jet") as bar:
+        for file, about, is_kept in zip(files, shards, kept):
+            if not is_kept:
+                options = {"batch_size": batch_size, "first": about["first"], "progress": False}
+                tokens = model.generate(about["n"], seed, **options, **kwargs)
+                write_columns(_columns(tokens, tokenizer, label), file, **about)
+            bar.update(about["n"])
     return files
 
 # %% ../nbs/04_generation.ipynb #68fb5e35
-def mixture(
-    label: np.ndarray,  # (n,) classes of the jets there are
-    like: np.ndarray,  # (m,) classes in the wanted proportions
-    n: int,  # at most so many
-    seed: int = 1,
-) -> np.ndarray:
-    "Indices of jets with classes mixed as in `like`, in random order: as many as there are."
+def mixture(label, like, n: int, seed: int = 1) -> np.ndarray:  # classes (N,), (M,)
+    "Indices of at most `n` jets of `label`, the classes mixed as in `like`, in random order."
     classes, wanted = np.unique(like, return_counts=True)
     wanted = wanted / wanted.sum()
     have = [np.flatnonzero(label == c) for c in classes]
@@ -113,19 +115,19 @@ def classifier_auc(
     progress: bool = True,
 ) -> tuple:  # AUC, its error, jets tested
     "AUC of a classifier trained to tell `generated` from `real` jets, on others (appendix A 5)."
-    n = min(n, len(real), len(generated))
+    n = min(as_number(n, "n", 0), len(real), len(generated))
     if n < 10:
         raise OmnijetError(f"a classifier test needs at least 10 jets of each kind, there are {n}")
-    rng = np.random.default_rng(seed)
+    config = TrainingConfig(epochs, batch_size, lr, optimizer="adam", seed=seed)
+    rng = np.random.default_rng(config.seed)
     both = [flat_constituents(jets[rng.permutation(len(jets))[:n]]) for jets in (real, generated)]
     counts, *features = map(np.concatenate, zip(*both))
     content, offsets = np.stack(features, 1).astype(np.float32), np.append(0, np.cumsum(counts))
     data = Ragged(content, offsets, {"label": np.repeat([0, 1], n)})
     parts = np.split(rng.permutation(2 * n), [int(1.2 * n), int(1.6 * n)])
     training, validation, test = (data[part] for part in parts)
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     judge = Tagger(network or DeepSets(phi=(10, 10, 10), f=(10, 10, 10), n_classes=2))
-    config = TrainingConfig(epochs, batch_size, lr, optimizer="adam", seed=seed)
     train(judge, training, validation, config, progress=progress)
     scores = np.zeros(len(test))
     with torch.inference_mode():
@@ -134,11 +136,8 @@ def classifier_auc(
     return *auc_with_error(scores, test.extras["label"] == 1), len(test)
 
 # %% ../nbs/04_generation.ipynb #c6ae0b8f
-def distances(
-    values: dict,  # {label of the truth: observables, label of the others: observables}
-    **fields,  # what else identifies these numbers
-) -> list:  # of `number`: w1_mass, w1_mass_floor, kl_mass, …, median_constituents
-    "W1 with its floor, quantile KL and median constituents of two samples of jets."
+def distances(values: dict, **fields) -> list:  # {label: observables}, first of the truth
+    "W1 with its floor, quantile KL and median constituents of two samples, as numbers."
     (real, made), found = values.values(), []
     for name in ("mass", "pt", "n_constituents", "tau21", "tau32"):
         a, b = real[name], made[name]
@@ -157,7 +156,8 @@ def pt_map(jets, cells: int = 16) -> np.ndarray:  # (n_jets, cells²) float32, e
     eta, phi = (np.clip((x + 0.8) / 1.6 * cells, 0, cells - 1).astype(int) for x in angles)
     index = (np.repeat(np.arange(len(counts)), counts) * cells + eta) * cells + phi
     shares = np.bincount(index, pt, len(counts) * cells ** 2).reshape(len(counts), -1)
-    return (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+    total = shares.sum(1, keepdims=True)
+    return (shares / np.where(total > 0, total, 1)).astype(np.float32)
 
 
 def nearest_distance(jets, training, batch_size: int = 256) -> np.ndarray:  # (n_jets,)
@@ -171,7 +171,8 @@ def share_of_copies(tokens, training: Ragged) -> float:
     "The share of jets (lists of codes) whose sequence is, token by token, that of a training jet."
     known = {jet.tobytes() for jet in np.split(training.content, training.offsets[1:-1])}
     dtype = training.content.dtype
-    return float(np.mean([np.asarray(jet, dtype).tobytes() in known for jet in tokens.to_list()]))
+    copied = [np.asarray(jet, dtype).tobytes() in known for jet in tokens.to_list()]
+    return float(np.mean(copied or [0]))
 
 # %% ../nbs/04_generation.ipynb #d596904e
 BINS = {"pt": (50, 450, 1050), "mass": (50, 0, 250), "tau21": (40, 0, 1), "tau32": (40, 0, 1),
@@ -190,11 +191,10 @@ def compare_observables(
     grid = fig.add_gridspec(len(lines), 3, hspace=0.28, wspace=0.25)
     for i, (title, values, row) in enumerate(lines):
         for j, name in enumerate(row):
-            panel = grid[i, j].subgridspec(2, 1, height_ratios=[3, 1], hspace=0.06)
-            axes = panel.subplots(sharex=True)
+            axes = grid[i, j].subgridspec(2, 1, height_ratios=[3, 1], hspace=0.06)
             shown, top = {label: v[name] for label, v in values.items()}, row == rows[0]
-            compare(shown, None, BINS[name], OBSERVABLES[name], ax=axes, legend=top and j == 0,
-                    title=title if top and j == 1 else "")
+            compare(shown, None, BINS[name], OBSERVABLES[name], ax=axes.subplots(sharex=True),
+                    legend=top and j == 0, title=title if top and j == 1 else "")
     return fig
 
 
@@ -202,16 +202,14 @@ def compare_constituents(samples: dict):  # {label: jets or constituents}, the f
     "Constituent p_T, η_rel and φ_rel of several samples (figure 13)."
     import matplotlib.pyplot as plt
 
-    panels = {r"Constituent $\log_{10}\,(p_T\,/\,\mathrm{GeV})$": (50, -0.6, 3),
-              r"Constituent $\eta_\mathrm{rel}$": (50, -0.8, 0.8),
-              r"Constituent $\phi_\mathrm{rel}$": (50, -0.8, 0.8)}
+    names = r"\log_{10}\,(p_T\,/\,\mathrm{GeV})", r"\eta_\mathrm{rel}", r"\phi_\mathrm{rel}"
     grid = {"height_ratios": [3, 1], "hspace": 0.06, "wspace": 0.25}
     fig, axes = plt.subplots(2, 3, figsize=(15, 4.8), sharex="col", gridspec_kw=grid)
     features = {label: flat_constituents(jets)[1:] for label, jets in samples.items()}
-    for i, (xlabel, bins) in enumerate(panels.items()):
-        shown = {label: np.log10(f[i]) if i == 0 else f[i] for label, f in features.items()}
-        compare(shown, None, bins, xlabel, ax=axes[:, i], legend=i == 0)
+    for i, name in enumerate(names):
+        shown = {label: f[i] if i else np.log10(f[i]) for label, f in features.items()}
+        bins = (50, -0.8, 0.8) if i else (50, -0.6, 3)
+        compare(shown, None, bins, f"Constituent ${name}$", ax=axes[:, i], legend=i == 0)
         if i:
-            axes[0, i].set_yscale("log")
-            axes[0, i].set_ylim(1e-2, 20)
+            axes[0, i].set(yscale="log", ylim=(1e-2, 20))
     return fig

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Vocabulary', 'attend', 'Attention', 'Block', 'Backbone', 'Cache', 'next_token_loss', 'GenerativeModel', 'uniforms',
-           'probabilities', 'sample', 'Sampling', 'surprise', 'perplexity', 'load_tokens']
+           'probabilities', 'sample', 'Sampling', 'surprise', 'load_tokens']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import awkward as ak
 import numpy as np
@@ -17,27 +16,21 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
-from tqdm.auto import tqdm
 
-from .files import OmnijetError, run_path
+from .files import OmnijetError, as_bool, as_number, progress_bar, run_path
 from .data import CLASSES, Ragged, class_indices, read_tokens
 from .training import batches
-from omnijet.models import (
-    Linear, PretrainedMixin, build_model, find_pretrained, linear, load_state, load_weights,
-    read_config, read_gabbro,
-)
-from .vqvae import MIRRORS
+from .models import Linear, PretrainedMixin, check_shapes, checked, linear, read_gabbro
+from .vqvae import MIRRORS, load_tokenizer
 
 # %% ../nbs/03_gpt.ipynb #97232a38
 class Vocabulary:
     "Tokens: start 0, codes 1 … K of a codebook, stop K + 1, class tokens from K + 2."
-    start = 0
-
+    @checked
     def __init__(self, codebook_size: int, classes: int = 0):
         self.codebook_size, self.classes = codebook_size, classes
-        self.stop = codebook_size + 1
+        self.start, self.stop = 0, codebook_size + 1
         self.predicted = codebook_size + 2  # the tokens a model can say (never a class token)
         self.size = self.predicted + classes  # the tokens it can read
 
@@ -46,33 +39,39 @@ class Vocabulary:
         start = torch.full((n, 1), self.start, device=device)
         if not self.classes:
             return start
-        if label is None:
-            raise OmnijetError("a class-conditional model needs the jets' label (0 … 9), got none")
-        label = torch.as_tensor(label, device=device).expand(n)
+        label = torch.as_tensor(-1 if label is None else label, device=device).expand(n)
+        if ((label < 0) | (label >= self.classes)).any():
+            raise OmnijetError(f"labels {label.unique().tolist()} (-1: none), expected 0 … "
+                               f"{self.classes - 1} for jets of a class-conditional model")
         return torch.stack([start[:, 0], self.predicted + label], 1)
+
+    def check(self, codes):  # an array or a tensor
+        "`OmnijetError` for what is no code of the codebook."
+        if 0 not in codes.shape and ((codes.min() < 0) | (codes.max() >= self.codebook_size)):
+            raise OmnijetError(f"codes from {codes.min()} to {codes.max()} are tokens of another "
+                               f"tokenizer, expected those of a codebook of {self.codebook_size}")
 
     def sequences(self, codes, mask, label=None) -> tuple:  # (B, L), (B, L) padded right, (B,)
         "Read (B, P + L), targets (B, 1 + L), real (B, 1 + L); P is 1, or 2 with class tokens."
+        self.check(codes)
         tokens = torch.where(mask, codes + 1, 0)  # (B, L)
         read = torch.cat([self.prefix(len(codes), label, codes.device), tokens], 1)  # (B, P + L)
         length = mask.sum(1, keepdim=True)  # (B, 1)
         targets = F.pad(tokens, (0, 1)).scatter(1, length, self.stop)  # (B, 1 + L)
-        real = torch.arange(targets.shape[1], device=codes.device) <= length  # with the stop token
-        return read, targets, real
+        return read, targets, torch.arange(targets.shape[1], device=codes.device) <= length
 
 # %% ../nbs/03_gpt.ipynb #c72491cb
-def attend(q, k, v, causal: bool):  # (B, H, L, D), twice (B, H, T, D); causal: T = L
-    "softmax(q kᵀ / √D) v, (B, H, L, D)."
+def attend(q, k, v):  # (B, H, L, D), twice (B, H, T, D); L is T, or 1: the last position
+    "softmax(q kᵀ / √D + mask) v, (B, H, L, D)."
     step = q.shape[2] == 1
     if q.device.type != "cpu" or not (step or q.dtype == torch.bfloat16):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=not step)
     q = q * q.shape[-1] ** -0.5
     if step:
         return ((q * k).sum(-1).softmax(-1)[..., None] * v).sum(2, keepdim=True)
     score = q @ k.mT  # (B, H, L, T)
-    if causal:
-        score = score + torch.full_like(score[0, 0], -math.inf).triu(1)
-    return score.softmax(-1) @ v
+    mask = torch.full_like(score[0, 0], -math.inf).triu(1)
+    return (score + mask).softmax(-1) @ v
 
 
 class Attention(nn.Module):
@@ -88,8 +87,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, L, D)
         if cache is not None:
             k, v = cache.append(block, k, v)  # each (B, H, T, D)
-        x = attend(q, k, v, causal=cache is None)  # (B, H, L, D)
-        return self.project(x.transpose(1, 2).reshape(B, L, W))  # (B, L, W)
+        return self.project(attend(q, k, v).transpose(1, 2).reshape(B, L, W))  # (B, L, W)
 
 # %% ../nbs/03_gpt.ipynb #4f228c12
 class Block(nn.Module):
@@ -108,6 +106,7 @@ class Block(nn.Module):
 
 class Backbone(nn.Module):
     "From tokens (B, L) to embeddings (B, L, W) of a token and those before it (section II C)."
+    @checked
     def __init__(self, vocabulary_size: int, width: int = 256, blocks: int = 3, heads: int = 8):
         super().__init__()
         if width % heads:
@@ -136,9 +135,9 @@ class Cache:
 
     def append(self, block: int, k, v) -> tuple:  # (B, H, 1, D) of position `length`
         "All keys and values of `block` so far, each (B, H, length + 1, D)."
-        keys, values = self.buffer[block, 0, :self.batch], self.buffer[block, 1, :self.batch]
-        keys[:, :, self.length], values[:, :, self.length] = k[:, :, 0], v[:, :, 0]
-        return keys[:, :, :self.length + 1], values[:, :, :self.length + 1]
+        kept = self.buffer[block, :, :self.batch, :, :self.length + 1]  # (2, B, H, length + 1, D)
+        kept[0, :, :, -1], kept[1, :, :, -1] = k[:, :, 0], v[:, :, 0]
+        return kept[0], kept[1]
 
     def keep(self, rows: torch.Tensor):
         "Keep only `rows`, an increasing index array."
@@ -151,27 +150,21 @@ class _NextToken(torch.autograd.Function):
     "Cross-entropy of a linear layer, with its gradient taken chunk by chunk on the way forward."
     @staticmethod
     def forward(ctx, x, weight, bias, targets, chunk):  # (N, W), (V, W), (V,), (N,)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        total = x.new_zeros((), dtype=exact)
+        total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
         gradients = [torch.zeros_like(t, memory_format=torch.contiguous_format)
                      for t in (x, weight.T, bias)]  # of weight as (W, V): products without copies
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-        for part in range(0, len(x), chunk):
-            rows = slice(part, part + chunk)
-            score = linear(x[rows], weight, bias)  # (chunk, V)
-            target = targets[rows, None]  # (chunk, 1)
+        for rows in map(slice, range(0, len(x), chunk), range(chunk, len(x) + chunk, chunk)):
+            score, target = linear(x[rows], weight, bias), targets[rows, None]  # (·, V), (·, 1)
             p = score.softmax(-1)
-            # by the likeliest token, whose probability is never 0
             best, p_best = score.amax(-1, keepdim=True), p.amax(-1, keepdim=True)
-            total += ((best - score.gather(1, target)).to(exact) - p_best.to(exact).log()).sum()
-            # d (sum of the losses) / d score: softmax − one-hot
-            slope = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+            gap = (best - score.gather(1, target)).to(total.dtype)
+            total += (gap - p_best.to(total.dtype).log()).sum()
+            slope = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))  # p − one-hot
             gradients[0][rows] = linear(slope, weight.T)
             gradients[1] += linear(x[rows].T, slope.T)
             gradients[2] += slope.sum(0)
-        for gradient in gradients:
-            gradient /= len(x)
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*(gradient.div_(len(x)) for gradient in gradients))
         return total / len(x)
 
     @staticmethod
@@ -180,13 +173,10 @@ class _NextToken(torch.autograd.Function):
         return x, weight.T, bias, None, None
 
 
-def next_token_loss(
-    x, head: nn.Linear, targets,  # (N, W) embeddings, W → vocabulary, (N,) the tokens that follow
-    chunk: int | None = None,  # positions scored at a time; None: 256, on a GPU 8192
-) -> torch.Tensor:  # mean −ln p(target)
+def next_token_loss(x, head: nn.Linear, targets, chunk=None) -> torch.Tensor:  # (N, W), …, (N,)
     "Mean cross-entropy of `head(x)` with `targets`; its memory does not grow with N × vocabulary."
     where = x.device.type
-    chunk = chunk or (256 if where == "cpu" else 8192)
+    chunk = chunk or (256 if where == "cpu" else 8192)  # positions scored at a time
     if torch.is_autocast_enabled(where):
         x = x.to(torch.get_autocast_dtype(where))
     if torch.is_grad_enabled():
@@ -195,13 +185,10 @@ def next_token_loss(
                for a, t in zip(x.split(chunk), targets.split(chunk))) / len(x)
 
 # %% ../nbs/03_gpt.ipynb #ccaa65a7
-class GenerativeModel(
-    PretrainedMixin, nn.Module, PyTorchModelHubMixin,
-    library_name="omnijet", tags=["jets", "omnijet"],
-    repo_url="https://github.com/omnijet/omnijet", paper_url="https://arxiv.org/abs/2403.05618",
-):
+class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
     "Backbone with next-token head: the probability of each next token (sections II C, III B)."
-    def __init__(self, codebook_size: int, width=256, blocks=3, heads=8, classes: int = 0):
+    def __init__(self, codebook_size: int, width: int = 256, blocks: int = 3, heads: int = 8,
+                 classes: int = 0):  # 10: it is told what kind of jet to make
         super().__init__()
         self.vocabulary = Vocabulary(codebook_size, classes)
         self.backbone = Backbone(self.vocabulary.size, width, blocks, heads)
@@ -214,42 +201,30 @@ class GenerativeModel(
     def loss(self, batch: dict) -> dict:
         "Mean −ln p over all real tokens of a batch (x: codes (B, L), mask (B, L), label (B,))."
         x, targets = self.real_positions(batch)
-        loss = next_token_loss(x, self.head, targets)
-        return {"loss": loss, "weight": torch.tensor(float(len(targets)))}
+        return {"loss": next_token_loss(x, self.head, targets), "weight": float(len(targets))}
 
     def real_positions(self, batch: dict) -> tuple:
         "Embeddings (N, W) of the real positions of a batch, and the tokens (N,) that follow."
-        codes, K = batch["x"], self.vocabulary.codebook_size
-        if codes.numel() and codes.max() >= K:
-            raise OmnijetError(f"code {int(codes.max())}, expected less than {K}, "
-                               f"for a model with a codebook of {K}: tokens of another tokenizer")
-        read, targets, real = self.vocabulary.sequences(codes, batch["mask"], batch.get("label"))
+        read, targets, real = self.vocabulary.sequences(*map(batch.get, ("x", "mask", "label")))
         x = self.backbone(read)[:, -targets.shape[1]:]  # (B, 1 + L, W), from the class token on
         return x[real], targets[real]
-
-    @classmethod
-    def from_pretrained(cls, name):
-        "A model from a folder, or the name of one that ships with omnijet or lies on the hub."
-        folder = find_pretrained(name)
-        return load_weights(build_model(cls, read_config(folder, [cls.__name__]), folder), folder)
 
 # %% ../nbs/03_gpt.ipynb #397abddf
 @patch
 @torch.no_grad()
 def start_from(
-    self: GenerativeModel,
-    tokenizer,  # of the codes
-    tokens: Ragged,  # the training's jets: how frequent each code is
+    self: GenerativeModel, tokenizer,  # of the codes, or what `load_tokenizer` takes
+    tokens: Ragged,  # jets of the training: how frequent each code is
     seed: int = 1,
 ) -> GenerativeModel:
-    """Let codes that decode to similar constituents start with similar embeddings and scores.
-
-    Both are random projections of ln p_T, η_rel, φ_rel of what a code decodes to by itself, and of
-    waves in that space (random Fourier features, Rahimi and Recht 2007)."""
+    "Let codes that decode to similar constituents start with similar embeddings and scores."
     K, width, waves = self.vocabulary.codebook_size, self.backbone.width, 128
-    if tokenizer.codebook_size != K:
-        raise OmnijetError(f"a tokenizer of {tokenizer.codebook_size} codes does not fit "
-                           f"a model with a codebook of {K}")
+    tokenizer, seed = load_tokenizer(tokenizer), as_number(seed, "seed", 0, 2**63 - 1)
+    if (has := tokenizer.codebook_size) != K:
+        raise OmnijetError(f"tokenizer of {has} codes does not fit a model with a codebook of {K}")
+    if not isinstance(tokens, Ragged) or tokens.content.dtype.kind not in "iu" or not len(tokens):
+        raise OmnijetError(f"tokens is {tokens!r}, expected a Ragged of codes")
+    self.vocabulary.check(tokens.content)
 
     def normal(x):
         return (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
@@ -263,8 +238,7 @@ def start_from(
     for weight, size in (self.backbone.embedding.weight, 1), (self.head.weight, width ** 0.5):
         projection = torch.randn(x.shape[1], width, generator=draw)
         weight[1:K + 1] = x @ projection / x.shape[1] ** 0.5 / size  # (K, W), of variance 1 / size²
-    count = np.bincount(tokens.content, minlength=K) + 1
-    count = np.concatenate([[1], count, [len(tokens)]])  # start, codes, stop
+    count = np.concatenate([[1], np.bincount(tokens.content, minlength=K) + 1, [len(tokens)]])
     self.head.bias[:] = torch.from_numpy(np.log(count / count.sum()))
     return self
 
@@ -285,7 +259,7 @@ def uniforms(seed: int, jets: torch.Tensor, position: int) -> torch.Tensor:
 # %% ../nbs/03_gpt.ipynb #fda05418
 def probabilities(scores, temperature=1.0, top_k=None, top_p=None) -> torch.Tensor:  # (B, V)
     "softmax(scores / temperature) of scores (B, V), cut to `top_k` and `top_p`."
-    if temperature == 0:
+    if temperature < 1e-6:
         return F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
     if (temperature, top_k, top_p) != (1, None, None):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
@@ -294,16 +268,14 @@ def probabilities(scores, temperature=1.0, top_k=None, top_p=None) -> torch.Tens
     if top_p is not None and top_p < 1:
         best, order = scores.softmax(-1).sort(-1, descending=True)
         beyond = best.cumsum(-1) - best >= top_p  # the likelier ones hold the share already
-        beyond = torch.zeros_like(beyond).scatter(-1, order, beyond)
-        scores = scores.masked_fill(beyond, -math.inf)
+        scores = scores.masked_fill(beyond.scatter(-1, order, beyond), -math.inf)
     return scores.softmax(-1)
 
 
 def _search(share, goal):
     "The first place (B, 1) where the sum of `share` (B, n) exceeds `goal` (B, 1), the sum before."
     total = share.cumsum(-1)
-    last = total[:, -1:] * (1 - torch.finfo(goal.dtype).eps)
-    goal = torch.minimum(goal, last)  # rounding may have led beyond the end
+    goal = goal.minimum(total[:, -1:] * (1 - torch.finfo(goal.dtype).eps))  # rounding may exceed it
     place = torch.searchsorted(total, goal, right=True)
     return place, F.pad(total, (1, 0)).gather(1, place)
 
@@ -311,15 +283,15 @@ def _search(share, goal):
 def sample(scores, u, temperature=1.0, top_k=None, top_p=None) -> torch.Tensor:  # (B, V), (B,)
     "A token (B,) for each row, by `probabilities`: first a group of neighbours, then one of them."
     p = probabilities(scores, temperature, top_k, top_p)
-    V, group, exact = p.shape[1], 128, torch.promote_types(p.dtype, torch.float32)
-    whole, rest = p.split([V // group * group, V % group], 1)
-    whole = whole.unflatten(1, (V // group, group)).sum(-1, dtype=exact)
+    V, exact = p.shape[1], torch.promote_types(p.dtype, torch.float32)
+    whole, rest = p.split([V // 128 * 128, V % 128], 1)
+    whole = whole.unflatten(1, (V // 128, 128)).sum(-1, dtype=exact)
     groups = torch.cat([whole, rest.sum(-1, keepdim=True, dtype=exact)], 1)  # (B, n)
     goal = u[:, None].to(exact) * groups.sum(-1, keepdim=True)
     place, before = _search(groups, goal)
-    tokens = place * group + torch.arange(group, device=p.device)  # (B, group)
+    tokens = place * 128 + torch.arange(128, device=p.device)  # (B, 128)
     p = p.gather(1, tokens.clamp(max=V - 1)).to(exact).masked_fill(tokens >= V, 0)
-    return (place * group + _search(p, goal - before)[0])[:, 0]
+    return (place * 128 + _search(p, goal - before)[0])[:, 0]
 
 # %% ../nbs/03_gpt.ipynb #229e8b97
 @dataclass(frozen=True)
@@ -332,106 +304,90 @@ class Sampling:
     max_constituents: int = 128
     jet_class: object = None  # of a class-conditional model: a process ("TTBar") or its number
 
-    def label(self, vocabulary: Vocabulary, n: int = 0) -> int | None:  # n: jets wanted
+    def __post_init__(self):
+        vars(self).update(
+            seed=as_number(self.seed, "seed", 0, 2**63 - 1),
+            temperature=as_number(self.temperature, "temperature", 0, 1e6, whole=False),
+            top_k=as_number(self.top_k, "top_k", 1, optional=True),
+            top_p=as_number(self.top_p, "top_p", 1e-6, 1, whole=False, optional=True),
+            max_constituents=as_number(self.max_constituents, "max_constituents", 1, 4096),
+            jet_class=None if (x := self.jet_class) is None else class_indices([x])[0])
+
+    def label(self, vocabulary: Vocabulary) -> int | None:
         "The number of `jet_class`; raises OmnijetError for options that do not fit a vocabulary."
-        V, k, p, given = vocabulary.predicted, self.top_k, self.top_p, self.jet_class is not None
-        one_of = ", ".join(CLASSES) if vocabulary.classes else "None: trained without class tokens"
-        for option, value, good, expected in (
-            ("n", n, n >= 0, "0 or more: it cannot be negative"),
-            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
-            ("top_k", k, k is None or 1 <= k <= V, f"1 … {V}, the tokens of the vocabulary"),
-            ("top_p", p, p is None or 0 < p <= 1, "more than 0 and at most 1"),
-            ("max_constituents", self.max_constituents, self.max_constituents >= 1, "at least 1"),
-            ("jet_class", self.jet_class, given == (vocabulary.classes > 0), one_of),
-        ):
-            if not good:
-                raise OmnijetError(f"{option} is {value!r}, expected {expected}")
-        return class_indices([self.jet_class])[0] if given else None
+        as_number(self.top_k, "top_k", high=vocabulary.predicted, optional=True)
+        if self.jet_class not in ([*range(vocabulary.classes)] or [None]):
+            names = ", ".join(CLASSES[:vocabulary.classes]) or "None: trained without class tokens"
+            raise OmnijetError(f"jet_class is {self.jet_class!r}, expected {names}")
+        return self.jet_class
 
 # %% ../nbs/03_gpt.ipynb #d85a1bae
-def _grow(model, jets, label, options: Sampling) -> tuple:
-    "Codes (B, max_constituents) and lengths (B,) of the jets numbered `jets` (B,)."
-    v, B, longest = model.vocabulary, len(jets), options.max_constituents
-    prefix = v.prefix(B, label, jets.device)  # (B, P)
-    cache = Cache(model.backbone, B, prefix.shape[1] + longest - 1)
-    codes = torch.zeros(B, longest, dtype=torch.long, device=jets.device)
-    length = torch.full((B,), longest, device=jets.device)
-    for token in prefix.T[:-1]:
-        model.backbone(token[:, None], cache)
-    token = prefix[:, -1]
-    row = torch.arange(B, device=jets.device)  # the jets still in the batch: their rows in `codes`
-    for position in range(longest):
-        scores = model(token[:, None], cache)[:, 0]  # (B, V)
-        scores[:, v.start] = -math.inf
-        if position == 0:
-            scores[:, v.stop] = -math.inf
-        u = uniforms(options.seed, jets[row], position)
-        token = sample(scores, u, options.temperature, options.top_k, options.top_p)
-        length[row] = torch.where(token == v.stop, length[row].clamp(max=position), length[row])
-        codes[row, position] = token - 1  # beyond the jet's length these mean nothing
-        keep = (length[row] > position).nonzero()[:, 0]
-        if len(keep) == 0:
-            break
-        if len(keep) <= 0.8 * len(row):  # moving the cache costs: only when it pays
-            cache.keep(keep)
-            token, row = token[keep], row[keep]
-    return codes, length
-
-
 @patch
 @torch.inference_mode()
 @delegates(Sampling)
 def generate(
-    self: GenerativeModel,
-    n: int,  # jets
-    seed: int = 1,  # jet number j of a seed is always the same jet
+    self: GenerativeModel, n: int, seed: int = 1,  # jets
     batch_size: int | None = None,  # speed and memory, not the result; None: 512, on a GPU 8192
     first: int = 0,  # make jets number first … first + n − 1 of this seed
     progress: bool = True,
-    **kwargs,  # temperature, top_k, top_p, max_constituents, jet_class: see `Sampling`
+    **kwargs,  # the other fields of `Sampling`
 ) -> ak.Array:  # (n, var) codes 0 … K − 1, for the tokenizer to decode
     "Draw `n` new jets (section III B). Raises OmnijetError for options out of range."
-    options = Sampling(seed, **kwargs)
-    label, where = options.label(self.vocabulary, n), self.head.weight.device
-    batch_size = (8192 if where.type == "cuda" else 512) if batch_size is None else batch_size
-    if batch_size < 1:
-        raise OmnijetError(f"batch_size is {batch_size}, expected at least 1")
-    flat, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    with tqdm(total=n, desc="jets", unit="jet", disable=not progress, leave=False) as bar:
-        for jets in torch.arange(first, first + n, device=where).split(batch_size) if n else ():
-            codes, length = _grow(self, jets, label, options)
-            inside = torch.arange(codes.shape[1], device=where) < length[:, None]
-            flat.append(codes[inside].cpu().numpy())
-            lengths.append(length.cpu().numpy())
-            bar.update(len(jets))
-    return ak.unflatten(np.concatenate(flat), np.concatenate(lengths))
+    o, v, where = Sampling(seed, **kwargs), self.vocabulary, self.head.weight.device
+    n, first = as_number(n, "n", 0), as_number(first, "first", 0, 2**62)
+    batch_size = as_number(batch_size, "batch_size", 1, optional=True)
+    size, label = batch_size or (8192 if where.type == "cuda" else 512), o.label(v)
+    made = [ak.unflatten(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for start in progress_bar(range(first, first + n, size), progress, desc="jets", unit="batch"):
+        jets = torch.arange(start, min(start + size, first + n), device=where)
+        *before, token = v.prefix(len(jets), label, where).T  # (B,) each
+        cache = Cache(self.backbone, len(jets), len(before) + o.max_constituents)
+        codes = torch.zeros(len(jets), o.max_constituents, dtype=torch.long, device=where)
+        length = torch.full((len(jets),), o.max_constituents, device=where)
+        for earlier in before:
+            self.backbone(earlier[:, None], cache)
+        row = torch.arange(len(jets), device=where)  # in `codes`, of the jets still in the batch
+        for position in range(o.max_constituents):
+            scores = self(token[:, None], cache)[:, 0]  # (B, V)
+            scores[:, ::v.predicted if position else v.stop] = -math.inf  # start; first, also stop
+            u = uniforms(o.seed, jets[row], position)
+            token = sample(scores, u, o.temperature, o.top_k, o.top_p)
+            length[row] = torch.where(token == v.stop, length[row].clamp(max=position), length[row])
+            codes[row, position] = token - 1  # beyond the jet's length these mean nothing
+            keep = (length[row] > position).nonzero()[:, 0]
+            if len(keep) == 0:
+                break
+            if len(keep) <= 0.8 * len(row):  # moving the cache costs: only when it pays
+                cache.keep(keep)
+                token, row = token[keep], row[keep]
+        inside = torch.arange(o.max_constituents, device=where) < length[:, None]
+        made.append(ak.unflatten(codes[inside].cpu().numpy(), length.cpu().numpy()))
+    return ak.concatenate(made)
 
 # %% ../nbs/03_gpt.ipynb #f4f6680e
 @patch(cls_method=True)
 def from_gabbro(cls: GenerativeModel, path) -> GenerativeModel:
     "The generative model in a Lightning checkpoint of the published OmniJet-α code."
     settings, theirs = read_gabbro(path)
-    names = [("backbone.", "module."), ("embedding", "embedding_table"), ("blocks", "GPT_blocks"),
-             ("attention.project", "mha_block.proj"), ("mlp.", "ff_block.net."),
-             ("norm1", "layernorm_1"), ("norm2", "layernorm_2"), ("head.", "head.fc1.")]
+    names = {"backbone.": "module.", "embedding": "embedding_table", "blocks": "GPT_blocks",
+             "attention.": "mha_block.", "project": "proj", "mlp.": "ff_block.net.",
+             "norm1": "layernorm_1", "norm2": "layernorm_2", "head.": "head.fc1."}
 
     def weight(key):
-        for ours_and_theirs in names:
-            key = key.replace(*ours_and_theirs)
-        parts = ("query", "key", "value") if "qkv" in key else ("",)
-        parts = [key.replace("attention.qkv", f"mha_block.{part}") for part in parts]
-        return torch.cat([theirs[part] for part in parts])
+        for name in names:
+            key = key.replace(name, names[name])
+        parts = [key.replace("qkv", part) for part in ("query", "key", "value")]
+        return torch.cat([theirs[part] for part in dict.fromkeys(parts)])
 
     try:
         tokens, width = theirs["module.embedding_table.weight"].shape
         blocks = len({k.split(".")[2] for k in theirs if k.startswith("module.GPT_blocks.")})
         heads = (settings.get("model_kwargs") or {}).get("n_heads", 8)
-        model = cls(codebook_size=tokens - 2, width=width, blocks=blocks, heads=heads)
+        model = cls(tokens - 2, width, blocks, heads)
         state = {key: weight(key) for key in model.state_dict()}
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
-        has = ", ".join(list(theirs)[:4])
-        raise OmnijetError(f"{path}: not a generative model: {error!r} (has: {has}, …)") from error
-    load_state(model, state, path)
+        raise OmnijetError(f"{path}: not a generative model: {error!r}") from error
+    model.load_state_dict(check_shapes(model, state, path))
     return model.eval()
 
 # %% ../nbs/03_gpt.ipynb #a73088ab
@@ -448,11 +404,6 @@ def surprise(model: GenerativeModel, tokens: Ragged, batch_size: int = 256) -> R
         content[np.concatenate(at)] = torch.cat(values).cpu().numpy()
     return Ragged(content, offsets, tokens.extras)
 
-
-def perplexity(nats) -> float:
-    "exp of the mean of −ln p."
-    return float(np.exp(np.mean(nats)))
-
 # %% ../nbs/03_gpt.ipynb #06fb6d9c
 def load_tokens(
     run_dir, split: str, classes="all",  # split: "train", "val" or "test"
@@ -461,13 +412,12 @@ def load_tokens(
     seed: int = 1,
 ) -> Ragged:
     "The tokenized jets of a run, of some classes; raises OmnijetError if there are none."
-    variants = [(), *MIRRORS] if mirrored else [()]
+    variants = [(), *MIRRORS] if as_bool(mirrored, "mirrored") else [()]
     folders = [run_path(run_dir, "tokens", "_".join([split, *mirror])) for mirror in variants]
-    table, wanted = read_tokens(folders), class_indices(classes)
-    tokens = Ragged.from_tokens(table[np.isin(ak.to_numpy(table.label), wanted)])
+    table, max_jets = read_tokens(folders), as_number(max_jets, "max_jets", 1, optional=True)
+    tokens = Ragged.from_tokens(table[np.isin(ak.to_numpy(table.label), class_indices(classes))])
     if not len(tokens):
-        names = ", ".join(CLASSES[i] for i in wanted)
-        raise OmnijetError(f"{Path(run_dir, 'tokens', split)}: no jets of {names}")
+        raise OmnijetError(f"{folders[0]}: no jets of {classes}")
     if max_jets is None:
         return tokens
     n = len(tokens) // len(variants)

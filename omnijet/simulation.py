@@ -8,27 +8,22 @@ __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'W_TO_QUARKS', 'W_TO_LEPTONS', 'HIGGS', '
            'SPLITS', 'JETCLASS', 'Process', 'start_pythia', 'Particles', 'directions', 'stable_particles', 'propagate',
            'tracking_efficiency', 'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'four_momenta', 'clustered',
            'cluster', 'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'simulate',
-           'Shard', 'make_shard', 'leave_with_parent', 'simulate_files', 'link_jetclass', 'shapes']
+           'Shard', 'make_shard', 'worker_pool', 'simulate_files', 'link_jetclass', 'shapes']
 
 # %% ../nbs/00b_simulation.ipynb #4ecb4025
-import itertools
-import multiprocessing.connection
-import os
-import shlex
-import signal
-import threading
-import warnings
-import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import itertools, os, re, shlex, signal, threading, time, warnings, zlib
+from concurrent.futures import BrokenExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import awkward as ak
 import numpy as np
-from tqdm.auto import tqdm
 
 from .data import CLASSES, LABELS, cartesian, class_indices, relative, to_numpy, wrap_angle
-from .files import OmnijetError, holds, make_folder, write_columns
+from .files import (
+    OmnijetError, as_bool, as_number, holds, make_folder, open_columns, progress_bar, read_metadata,
+    write_columns)
 
 # %% ../nbs/00b_simulation.ipynb #02b5d459
 COMMON = ("Beams:eCM = 13000", "PDF:pSet = 13", "PhaseSpace:pTHatMin = 450", "WeakZ0:gmZmode = 2",
@@ -79,14 +74,17 @@ def start_pythia(process: str, settings=(), seed: int = 1):  # (pythia, hook): h
             return sum(particle.isLepton() for particle in final) != chosen.n_leptons
 
     pythia, hook = pythia8mc.Pythia("", False), KeepDecays()
+    settings = [settings] if isinstance(settings, (str, type(None))) else settings
     for line in ("Print:quiet = on", "Print:verbosity = 0", *COMMON, *chosen.settings,
                  "Random:setSeed = on", f"Random:seed = {seed}", *settings):
-        if not pythia.readString(line):
-            raise OmnijetError(f"Pythia has no setting {line!r} (one is 'PartonShowers:model = 2')")
+        known = isinstance(line, str) and re.fullmatch(r"\s*[0-9A-Za-z].*", line)  # no comment
+        if not (known and pythia.readString(line, False)):
+            raise OmnijetError(f"Pythia has no setting {line!r}, or not with this value "
+                               "(one is 'PartonShowers:model = 2')")
     if chosen.n_leptons is not None:
         pythia.setUserHooksPtr(hook)
     if not pythia.init():
-        raise OmnijetError(f"Pythia does not start with the settings {list(settings)}")
+        raise OmnijetError(f"Pythia does not start with the settings {settings}")
     return pythia, hook
 
 # %% ../nbs/00b_simulation.ipynb #c3cab6f4
@@ -257,8 +255,7 @@ def energy_flow(calorimeter: Calorimeter, deposits, tracks, rng):  # (objects, f
     measured[(towers < 0) | (measured < least)] = 0
     excess = measured - tracked
     neutral = excess > least
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.where(neutral, 1.0, measured / tracked)
+    factor = np.where(neutral, 1.0, measured / np.where(tracked, tracked, 1.0))  # of the tracks
     objects = event, rng.uniform(low, high), rng.uniform(left, right), excess
     return [values[neutral] for values in objects], factor[tower[n:]]
 
@@ -328,7 +325,8 @@ def cluster(objects: Particles, n_events: int):  # event, indices of members (va
 def decay_partons(events, resonance: int):  # (event (n,), eta (n, 4), phi (n, 4))
     "Of each resonance (|PDG id|): the up to four visible partons of its decay, through W; or nan."
     counts, flat = to_numpy(ak.num(events.prt.id)), ak.flatten(events.prt)
-    start = np.repeat(np.cumsum(counts) - counts, counts)
+    event = np.repeat(np.arange(len(counts)), counts)
+    start = (np.cumsum(counts) - counts)[event]
     pdg = to_numpy(flat.id)
     # no daughter: the event's entry 0, which is no particle
     first, last = (start + to_numpy(flat[name]) for name in ("daughter1", "daughter2"))
@@ -352,8 +350,7 @@ def decay_partons(events, resonance: int):  # (event (n,), eta (n, 4), phi (n, 4
     visible = lepton | np.isin(np.abs(pdg[partons]), (1, 2, 3, 4, 5, 21))
     angles = directions(*(to_numpy(flat.p[axis])[partons] for axis in ("px", "py", "pz")))[1:]
     some = visible.any(axis=1)
-    event = np.repeat(np.arange(len(counts)), counts)[decayed]
-    return event[some], *(np.where(visible, angle, np.nan)[some] for angle in angles)
+    return event[decayed][some], *(np.where(visible, angle, np.nan)[some] for angle in angles)
 
 
 def truth_matched(jets, partons):  # (n_jets,) bool; both are (event, eta, phi)
@@ -427,14 +424,16 @@ def simulate(
 ) -> ak.Array:  # JetClass columns, n jets
     """Simulated jets of one class: anti-kT, R = 0.8, 500 < p_T < 1000 GeV, |η| < 2, truth-matched.
 
-    GeV and radians. The same seed gives the same jets; more jets of it begin with the same ones.
-    Raises `OmnijetError` for an unknown process or setting. Paper: section II A.
-    """
-    process = CLASSES[class_indices(process)[0]]
+    GeV and radians. The same seed gives the same jets; more jets of it begin with the same ones."""
+    process, n = CLASSES[class_indices(process)[0]], as_number(n, "n", 1, 10**8)
+    seed, shard = as_number(seed, "seed", 0, 2**63 - 1), as_number(shard, "shard", 0)
     first = zlib.crc32(f"{seed} {process}".encode())  # shards take consecutive seeds: all differ
-    batches, parts = stream(process, first + shard, settings), []
-    while not parts or sum(len(columns) for columns, _ in parts) < n:
+    batches, parts, found = stream(process, first + shard, settings), [], 0
+    while found < n:
         parts.append(next(batches))
+        found += len(parts[-1][0])
+        if not found and len(parts) == 100:
+            raise OmnijetError(f"settings {settings}: no jet of {process} in {100 * BATCH} events")
     columns, momenta = (ak.concatenate(part)[:n] for part in zip(*parts))
     columns = dict(zip(columns.fields, ak.unzip(columns)))
     return ak.zip(columns | substructure(momenta), depth_limit=1)
@@ -461,10 +460,9 @@ def make_shard(shard: Shard) -> int:  # jets
     "Simulate a shard and write its file, which tells the command that makes it and no other."
     columns = simulate(shard.process, shard.n, shard.seed, shard.settings, shard.index)
     columns = {name: _round(columns[name], shard.mantissa_bits) for name in columns.fields}
-    options = {"n": shard.n, "classes": shard.process, "seed": shard.seed, "start": shard.index,
-               "shard-size": shard.n, "format": Path(shard.path).suffix[1:],
-               "mantissa-bits": shard.mantissa_bits}
-    words = [*options.items(), *(("settings", line) for line in shard.settings)]
+    words = ["n", shard.n], ["classes", shard.process], ["seed", shard.seed], \
+        ["start", shard.index], ["shard-size", shard.n], ["format", Path(shard.path).suffix[1:]], \
+        ["mantissa-bits", shard.mantissa_bits], *(["settings", line] for line in shard.settings)
     command = shlex.join(["omnijet", "simulate", *(f"--{key}={value}" for key, value in words)])
     write_columns(ak.zip(columns, depth_limit=1), shard.path, **shard.facts(), command=command)
     return shard.n
@@ -472,52 +470,57 @@ def make_shard(shard: Shard) -> int:  # jets
 
 def _round(values, bits):
     "float32 numbers with so many bits of mantissa, which compress better; others as they are."
-    if values.ndim == 2:
-        return ak.unflatten(_round(ak.flatten(values), bits), ak.num(values))
-    values = to_numpy(values)
-    if values.dtype != np.float32 or bits >= 23:
+    flat = to_numpy(ak.flatten(values, axis=None))
+    if flat.dtype != np.float32 or bits >= 23:
         return values
     half, mask = np.uint32(1 << (22 - bits)), np.uint32(0xFFFFFFFF << (23 - bits) & 0xFFFFFFFF)
-    return ((values.view(np.uint32) + half) & mask).view(np.float32)
+    flat = ((flat.view(np.uint32) + half) & mask).view(np.float32)
+    return flat if values.ndim == 1 else ak.unflatten(flat, ak.num(values))
 
 # %% ../nbs/00b_simulation.ipynb #7a085eba
-def leave_with_parent():
+def _leave_with_parent(parent):
     "Of a worker process: leave interrupts to its parent, and end with it, even after kill -9."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait():
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        while os.getppid() == parent:
+            time.sleep(0.2)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(task, items, workers, executor):
-    "Yield `task(item)` as they finish, from local processes if there is no executor."
-    pool, workers = executor, min(workers or os.cpu_count(), max(len(items), 1))
-    if executor is None:
-        context = multiprocessing.get_context("spawn")  # safe beside threads of the parent
-        pool = ProcessPoolExecutor(workers, context, leave_with_parent)
-    futures = [pool.submit(task, item) for item in items]
+@contextmanager
+def worker_pool(
+    workers: int,  # processes
+    executor=None,  # any `concurrent.futures.Executor`, in place of local processes
+):  # a `concurrent.futures.Executor`
+    "Processes that need no main guard in a script; an error or interrupt ends them at once."
+    if executor is not None:
+        yield executor
+        return
+    from joblib.externals.loky import ProcessPoolExecutor
+    pool = ProcessPoolExecutor(workers, initializer=_leave_with_parent, initargs=[os.getpid()])
     try:
-        for future in as_completed(futures):
-            yield future.result()
-    except BaseException:  # an interrupt too: stop at once
-        for future in futures:
-            future.cancel()
-        for process in [] if executor else list(pool._processes.values()):
-            process.terminate()
+        yield pool
+    except BaseException as error:
+        pool.shutdown(kill_workers=True)
+        if isinstance(error, BrokenExecutor):
+            raise OmnijetError("a worker process was killed, perhaps for want of memory; the same "
+                               "call with fewer workers goes on with what is done") from error
         raise
-    finally:
-        if executor is None:
-            pool.shutdown()
+    pool.shutdown()
 
-# %% ../nbs/00b_simulation.ipynb #833531db
+# %% ../nbs/00b_simulation.ipynb #b4999e40
+def _jet_files(folder):
+    return [file for file in folder.glob("[!.]*") if file.suffix in (".parquet", ".root")]
+
+
 def simulate_files(
     out,  # folder
     n=1000,  # jets of each of `classes`, or {class: jets}
     classes="all",  # names as in `CLASSES`, or "all"
-    seed: int = 1,
+    seed: int = 1, progress: bool = True,
     workers: int = None,  # local processes; None or 0: one a core
     format: str = "parquet",  # or "root"
     shard_size: int = 1000,  # jets a file
@@ -526,38 +529,50 @@ def simulate_files(
     executor=None,  # any `concurrent.futures.Executor`, in place of local processes
     mantissa_bits: int = 23,  # fewer make smaller files
     replace: bool = False,  # the folder shall hold these jets only: replace or remove other files
-    progress: bool = True,
 ) -> list:  # paths
     """Simulate files `<Process>_<index:05d>.parquet` (or .root) in parallel; those there are kept.
 
-    Files with other indices or another seed hold other jets. Interrupted, it goes on where it was.
-    Raises `OmnijetError` for an unknown class, format or setting, or a file with other jets.
-    """
+    Files with other indices or another seed hold other jets, and an interrupted call goes on."""
     if format not in ("parquet", "root"):
         raise OmnijetError(f"no format {format!r} (there are: parquet, root)")
+    seed = as_number(seed, "seed", 0, 2**63 - 1)
+    workers = as_number(workers, "workers", 0, optional=True)
+    shard_size, start = as_number(shard_size, "shard_size", 1), as_number(start, "start", 0, 99_999)
+    bits, replace = as_number(mantissa_bits, "mantissa_bits", 1, 23), as_bool(replace, "replace")
     n = n if isinstance(n, dict) else dict.fromkeys(class_indices(classes), n)
-    n = {CLASSES[class_indices(name)[0]]: jets for name, jets in n.items()}
-    last = start + max(n.values()) / max(shard_size, 1)
-    if min(*n.values(), shard_size, start + 1, mantissa_bits) < 1 or last > 100_000:
-        given = f"shard_size = {shard_size}, start = {start}, mantissa_bits = {mantissa_bits}"
-        raise OmnijetError(f"n = {n}, {given}: expected 1, 1, 0, 1 or more, indices below 100,000")
+    n = {CLASSES[class_indices(name)[0]]: as_number(jets, "n", 1, (100_000 - start) * shard_size)
+         for name, jets in n.items()}
+    if not n:
+        raise OmnijetError("classes is empty, expected at least one")
+    settings = (settings,) if isinstance(settings, (str, type(None))) else tuple(settings)
     if settings:
         start_pythia(next(iter(n)), settings)  # complain here rather than in the workers
-    out, shards, same = Path(out).absolute(), [], (tuple(settings), mantissa_bits)
-    for process, jets in n.items():
-        for index, first in enumerate(range(0, jets, shard_size), start):
-            path, size = out / f"{process}_{index:05d}.{format}", min(shard_size, jets - first)
-            shards.append(Shard(str(path), process, size, seed, index, *same))
+    out = Path(out).absolute()
+    make_folder(out)
+    shards = [Shard(str(out / f"{process}_{index:05d}.{format}"), process,
+                    min(shard_size, jets - first), seed, index, settings, bits)
+              for process, jets in n.items()
+              for index, first in enumerate(range(0, jets, shard_size), start)]
+    paths = [Path(shard.path) for shard in shards]
+    there = _jet_files(out) if replace else []
+    for file in there:
+        if "pythia" not in read_metadata(file):
+            raise OmnijetError(f"{file}: not simulated here: remove it or choose another folder")
     waiting = [shard for shard in shards if not holds(shard.path, shard.facts(), replace)]
     waiting.sort(key=lambda shard: -shard.n)  # long tasks first
-    with tqdm(total=sum(n.values()), unit="jet", desc=out.name, disable=not progress) as bar:
-        bar.update(bar.total - sum(shard.n for shard in waiting))
-        for n_jets in _run(make_shard, waiting, workers, executor):
-            bar.update(n_jets)
-    paths = [Path(shard.path) for shard in shards]
-    if replace:
-        for other in set(out.glob(f"*.{format}")) - set(paths):
-            other.unlink()
+    bar = progress_bar(total=sum(n.values()), unit="jet", desc=out.name, show=progress)
+    workers, futures = min(workers or os.cpu_count(), max(len(waiting), 1)), []
+    try:
+        with bar, worker_pool(workers, executor) as pool:
+            bar.update(bar.total - sum(shard.n for shard in waiting))
+            futures += [pool.submit(make_shard, shard) for shard in waiting]
+            for future in as_completed(futures):
+                bar.update(future.result())
+    finally:  # of an executor of others
+        for future in futures:
+            future.cancel()
+    for other in set(there) - set(paths):
+        other.unlink()
     return paths
 
 # %% ../nbs/00b_simulation.ipynb #c6c80ec5
@@ -567,30 +582,33 @@ JETCLASS = {"train": "train_100M", "val": "val_5M", "test": "test_20M"}  # of th
 
 def link_jetclass(folder, out, split: str, n: dict) -> list:  # the links
     "Link so many files of JetClass in `folder` into `out`/`split` as hold n = {process: jets}."
-    import uproot
-    source, target, links = Path(folder, JETCLASS[split]).resolve(), Path(out, split), []
+    source, target, links = Path(folder, JETCLASS[split]).resolve(), Path(out, split), {}
     if not source.is_dir():
         raise OmnijetError(f"{source}: no such folder; JetClass has {', '.join(JETCLASS.values())}")
-    make_folder(target)
     for process, wanted in n.items():
-        found = 0
+        found, wanted = 0, as_number(wanted, f"n of {process}", 1)
         for file in sorted(source.glob(f"{process}_*.root")):
             if found < wanted:
-                found += uproot.open(file)["tree"].num_entries
-                links.append(target / file.name)
-                links[-1].unlink(missing_ok=True)
-                links[-1].symlink_to(file)
+                with open_columns(file) as (n_entries, *_):
+                    found += n_entries
+                links[target / file.name] = file
         if found < wanted:
             raise OmnijetError(f"{source}: {found:,} jets of {process}, {wanted:,} asked for")
-    return links
+    make_folder(target)
+    for file in (there := _jet_files(target)):
+        if not file.is_symlink() or file.readlink().parent != source:
+            raise OmnijetError(f"{file}: no link to {source}: remove it or choose another folder")
+    for link in there:
+        link.unlink()
+    for link, file in links.items():
+        link.symlink_to(file)
+    return list(links)
 
 # %% ../nbs/00b_simulation.ipynb #b4dbc03c
 def shapes(columns: ak.Array) -> dict:  # of JetClass -> {name: (n_jets,)}
     """Thirteen observables of jets, about the sum of their constituents (at most the hardest 128).
 
-    pt, abs_eta, mass, n, mean_dr and rms_dr (p_T-weighted), dispersion Σp_T²/(Σp_T)², the three
-    largest p_T fractions, counts above 1 and 5 GeV, largest ΔR. GeV and radians.
-    """
+    mean_dr and rms_dr are p_T-weighted, dispersion is Σp_T²/(Σp_T)²; GeV and radians."""
     p = [ak.values_astype(columns[f"part_{x}"], float) for x in ("px", "py", "pz", "energy")]
     hardest = ak.argsort(np.hypot(p[0], p[1]), ascending=False, stable=True)[:, :128]
     p = [values[hardest] for values in p]

@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 import zlib
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from omnijet.files import (
     read_weights, save_weights,
 )
 from omnijet.data import (
-    JetStream, Ragged, class_indices, count_entries, jet_files, read_jets, read_tokens, to_torch,
+    CLASSES, JetStream, Ragged, class_indices, count_entries, jet_files, process_of, read_jets,
+    read_tokens, to_torch,
 )
 
 # %% ../nbs/00e_training.ipynb #4cc6fbce
@@ -140,17 +142,28 @@ def training_data(
     tokens: bool = False,  # the files hold tokens
 ):  # Ragged, or a JetStream where there are too many to hold
     "Jets or tokens of files for `train`; raises `OmnijetError` where there are none."
-    files = jet_files(path, classes)
-    n = sum(map(count_entries, files))
-    if min(n, max_jets or n) > IN_MEMORY:
-        return JetStream(path, classes=classes, seed=seed, tokens=tokens)
-    read = read_tokens if tokens else read_jets
-    jets = read(files)
-    jets = jets[np.isin(jets.label, class_indices(classes))]
+    max_jets = as_number(max_jets, "max_jets", low=1, optional=True)
+    files, labels = jet_files(path, classes), class_indices(classes)
+    entries = [count_entries(file) for file in files]
+    wanted = min(sum(entries), max_jets or sum(entries))
+    if sum(entries) > IN_MEMORY:  # files that hold as many, one of each process first
+        rounds, seen = [], Counter()
+        for i in np.random.default_rng(seed).permutation(len(files)):
+            rounds.append((seen[process_of(files[i])], i))
+            seen[process_of(files[i])] += 1
+        rounds.sort()
+        enough = np.cumsum([0, *(entries[i] for _, i in rounds)])[:-1] >= wanted
+        files = sorted(files[i] for (nth, i), done in zip(rounds, enough) if nth == 0 or not done)
+    if wanted > IN_MEMORY:
+        return JetStream(files, classes=classes, seed=seed, tokens=tokens)
+    jets = (read_tokens if tokens else read_jets)(files)
+    jets = jets[np.isin(jets.label, labels)]
+    if not len(jets):
+        raise OmnijetError(f"{path}: no jets of {', '.join(CLASSES[i] for i in labels)}")
+    chosen = np.arange(len(jets))
     if max_jets is not None:
-        chosen = np.random.default_rng(seed).permutation(len(jets))[:max_jets]
-        jets = jets[np.sort(chosen)]
-    return Ragged.from_tokens(jets) if tokens else Ragged.from_jets(jets)
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(jets))[:max_jets])
+    return Ragged.from_tokens(jets[chosen]) if tokens else Ragged.from_jets(jets[chosen])
 
 # %% ../nbs/00e_training.ipynb #db4814f5
 POSITIVE, FROM_ZERO = {"above": 0, "whole": False}, {"low": 0, "whole": False}

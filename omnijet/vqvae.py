@@ -7,7 +7,9 @@ __all__ = ['MIRRORS', 'nearest', 'kmeans', 'AffineTransform', 'VectorQuant', 'No
            'BinnedTokenizer', 'load_tokenizer', 'tokenize_files', 'new_tokenizer', 'mass_resolution']
 
 # %% ../nbs/01_vqvae.ipynb #62cf0aeb
-from functools import partial
+import math, re, warnings
+from contextlib import suppress
+from functools import partial, reduce
 from pathlib import Path
 
 import awkward as ak
@@ -16,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from tqdm.auto import tqdm
 
-from .files import OmnijetError
+from .files import OmnijetError, as_number, make_folder, progress_bar, read_metadata
 from omnijet.data import (
     FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, iter_jets, jet_files, process_of,
     write_tokens,
@@ -44,7 +45,7 @@ def nearest(z, codebook) -> torch.Tensor:  # (N, F), (K, F) -> (N,) int64
     products = (torch.addmm(square, part, codebook.T, alpha=-2) for part in z.split(max(1, size)))
     return torch.cat([distances.argmin(1) for distances in products])
 
-# %% ../nbs/01_vqvae.ipynb #0109fb9b
+
 def kmeans(z, num_codes: int) -> torch.Tensor:  # (N, F) -> (num_codes, F)
     "Centres of clusters (Lloyd's algorithm); if there are too few rows, these and points nearby."
     if len(z) <= num_codes:
@@ -64,8 +65,7 @@ class AffineTransform(nn.Module):
 
     def __init__(self, feature_size: int, lr_scale: float):
         super().__init__()
-        self.scale = nn.Parameter(torch.zeros(1, feature_size))
-        self.bias = nn.Parameter(torch.zeros(1, feature_size))
+        self.scale, self.bias = (nn.Parameter(torch.zeros(1, feature_size)) for _ in range(2))
         self.lr_scale = lr_scale
 
     def forward(self, codebook):  # (K, F)
@@ -80,10 +80,10 @@ class VectorQuant(nn.Module):
 
     def __init__(
         self, feature_size: int, num_codes: int,
-        beta: float = 0.9,         # share of the codebook's side in equation 2
-        sync_nu: float = 1.0,      # ν: share of the task's gradient that codes get
-        affine_lr: float = 2.0,    # λ of the affine map; 0: no map
-        replace_freq: int = 10,    # steps without a hit after which a code is replaced; 0: never
+        beta: float = 0.9,  # share of the codebook's side in equation 2
+        sync_nu: float = 1.0,  # ν: share of the task's gradient that codes get
+        affine_lr: float = 2.0,  # λ of the affine map; 0: no map
+        replace_freq: int = 10,  # steps without a hit after which a code is replaced; 0: never
         kmeans_init: bool = True,  # start from k-means of the first training batch
     ):
         super().__init__()
@@ -125,10 +125,10 @@ def _usage(q, num_codes):
 @torch.compiler.disable  # how many rows there are and which codes are dead depends on the data
 def forward(
     self: VectorQuant,
-    z: torch.Tensor,              # (…, F) encoder outputs
-    mask: torch.Tensor = None,    # (…) bool: True where real; None: everywhere
+    z: torch.Tensor,  # (…, F) encoder outputs
+    mask: torch.Tensor = None,  # (…) bool: True where real; None: everywhere
     weight: torch.Tensor = None,  # (…) > 0: how much each counts in the loss and draws codes
-):                                # z_q (…, F), zero where masked, and a dict
+):  # z_q (…, F), zero where masked, and a dict
     "Quantize. The dict: codes q (N,) of the real positions, loss, perplexity, used, replaced."
     if mask is None:
         mask = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
@@ -150,9 +150,8 @@ def forward(
         z_q = rows + (e - rows).detach()  # equation 1
         z_q = z_q + self.sync_nu * (e - e.detach())  # nothing, but its gradient
     hits, usage = _usage(q, self.num_codes)
-    replaced = hits.new_zeros(())
-    if self.training and self.replace_freq:
-        replaced = self._replace(hits, rows, w)
+    replacing = self.training and self.replace_freq
+    replaced = self._replace(hits, rows, w) if replacing else hits.new_zeros(())
     z_q = torch.zeros_like(z, dtype=z_q.dtype).masked_scatter(mask[..., None], z_q)
     return z_q, {"q": q, "loss": loss, "replaced": replaced, **usage}
 
@@ -223,7 +222,7 @@ class MLP(nn.Sequential):
     def __init__(self, n_in: int, n_out: int, width: int, layers: int = 3):
         sizes = [n_in, *[width] * layers]
         hidden = [part for pair in zip(sizes, sizes[1:]) for part in (Linear(*pair), nn.ReLU())]
-        super().__init__(*hidden, Linear(width, n_out))
+        super().__init__(*hidden, Linear(sizes[-1], n_out))
 
     def forward(self, x, mask=None):
         return super().forward(x)
@@ -233,30 +232,28 @@ class VQVAE(PretrainedMixin, nn.Module, tags=["jets", "tokenizer"]):
     "A tokenizer that learns; by default the paper's, conditional (section II B, appendix A 1)."
 
     def __init__(
-        self,
-        codebook_size: int = 512,
-        conditional: bool = True,    # sees the whole jet, or (unconditional) one constituent
-        width: int = 128,            # of the blocks, or of the MLP's layers
-        blocks: int = 4,             # in the encoder, and in the decoder; hidden layers of the MLP
+        self, codebook_size: int = 512,
+        conditional: bool = True,  # sees the whole jet, or (unconditional) one constituent
+        width: int = 128, blocks: int = 4,  # of encoder and decoder each; or of the MLP's layers
         heads: int = 8,
-        latent: int = 4,             # components of a code
+        latent: int = 4,  # components of a code
         dropout: float = 0.0,
-        alpha: float = 10.0,         # weight of the quantizer's loss
+        alpha: float = 10.0,  # weight of the quantizer's loss
         beta: float = 0.9, sync_nu: float = 1.0, affine_lr: float = 2.0,  # of `VectorQuant`
         replace_freq: int = 10, kmeans_init: bool = True,
         quantizer: str = "omnijet",  # or "vqtorch": the original, where it is installed
-        pt_power: float = 0.0,       # a constituent counts in the training as p_T^pt_power
-        pt_shift: float = 1.8,       # features: ln p_T − pt_shift, angles · angle_factor
-        angle_factor: float = 3.0,
+        pt_power: float = 0.0,  # a constituent counts in the training as p_T^pt_power
+        pt_shift: float = 1.8, angle_factor: float = 3.0,  # of `FeatureScaling`
     ):
         super().__init__()
         if width % heads and conditional:
             raise OmnijetError(f"width is {width}, expected a multiple of heads ({heads})")
         if quantizer not in ("omnijet", "vqtorch"):
             raise OmnijetError(f"quantizer is {quantizer!r}, expected omnijet or vqtorch")
-        stack, sizes = MLP, (width, blocks)
-        if conditional:
-            stack, sizes = NormFormer, (width, blocks, heads, dropout)
+        if quantizer == "vqtorch" and pt_power:
+            raise OmnijetError(f"pt_power is {pt_power}, expected 0 (vqtorch knows no weights)")
+        stack = NormFormer if conditional else MLP
+        sizes = (width, blocks, heads, dropout)[:4 if conditional else 2]
         self.codebook_size, self.conditional = codebook_size, conditional
         self.alpha, self.pt_power = alpha, pt_power
         self.scaling = FeatureScaling(pt_shift, angle_factor)
@@ -281,8 +278,6 @@ def _vqtorch():
 
     class Vqtorch(Original):
         def forward(self, z, mask, weight=None):
-            if weight is not None:
-                raise OmnijetError("quantizer 'vqtorch' knows no weights: pt_power must be 0")
             z_q, out = super().forward(z[mask][None])  # (1, N, F): no padding
             q = out["q"].reshape(-1)
             hits, usage = _usage(q, self.num_codes)
@@ -308,46 +303,48 @@ def loss(self: VQVAE, batch: dict) -> dict:  # x (B, L, 3) in GeV and radians, m
     }
 
 # %% ../nbs/01_vqvae.ipynb #418c142a
-def _check_lengths(sequences, what):
-    wrong = np.flatnonzero((sequences.lengths < 1) | (sequences.lengths > MAX_CONSTITUENTS))
-    if len(wrong):
-        raise OmnijetError(f"jet {wrong[0]} has {sequences.lengths[wrong[0]]} {what}, "
-                           f"expected 1 … {MAX_CONSTITUENTS} ({len(wrong)} such jets)")
+def _checked(sequences: Ragged, wrong, found, expected) -> Ragged:
+    "Sequences of 1 … 128 constituents of which none is `wrong`; `found` says what one is."
+    lengths = sequences.lengths
+    odd = (lengths < 1) | (lengths > MAX_CONSTITUENTS)
+    if odd.any():
+        jet = odd.argmax()
+        raise OmnijetError(f"jet {jet} has {lengths[jet]} constituents, "
+                           f"expected 1 … {MAX_CONSTITUENTS} ({odd.sum()} such jets)")
+    if wrong.any():
+        entry = wrong.argmax()
+        jet = np.searchsorted(sequences.offsets, entry, side="right") - 1
+        raise OmnijetError(f"jet {jet}, constituent {entry - sequences.offsets[jet]}: "
+                           f"{found(entry)}, expected {expected} ({wrong.sum()} such)")
+    return sequences
 
 
 def _constituents(jets) -> Ragged:
     "The constituents of jets, or constituents themselves, end to end, checked."
-    if "constituents" not in ak.fields(jets):
-        jets = ak.zip({"constituents": jets}, depth_limit=1)
-    fields = ak.fields(jets["constituents"])
-    missing = [name for name in FEATURES if name not in fields]
+    jets = jets if np.iterable(jets) else []
+    inner = jets["constituents"] if "constituents" in ak.fields(jets) else jets
+    fields = ak.fields(inner)
+    missing = ", ".join(name for name in FEATURES if name not in fields)
     if missing:
-        raise OmnijetError(f"constituents have no field {', '.join(missing)} "
-                           f"(have: {', '.join(fields)})")
-    sequences = Ragged.from_jets(jets)
-    _check_lengths(sequences, "constituents")
+        raise OmnijetError(f"constituents have no field {missing} (have: {', '.join(fields)})")
+    sequences = Ragged.from_jets(ak.zip({"constituents": inner}, depth_limit=1))
     x = sequences.content
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1) | (x[:, 0] <= 0))
-    if len(bad):
-        jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
-        found = "pt = {:g} GeV, eta_rel = {:g}, phi_rel = {:g}".format(*x[bad[0]])
-        raise OmnijetError(f"jet {jet}, constituent {bad[0] - sequences.offsets[jet]}: {found}, "
-                           f"expected finite numbers and pt > 0 ({len(bad)} such constituents)")
-    return sequences
+    found = "pt = {:g} GeV, eta_rel = {:g}, phi_rel = {:g}".format
+    wrong = ~np.isfinite(x).all(axis=1) | (x[:, 0] <= 0)
+    return _checked(sequences, wrong, lambda i: found(*x[i]), "finite numbers and pt > 0")
 
 
 def _tokens(tokens, codebook_size) -> Ragged:
     "Tokens (n, var) end to end, checked."
-    tokens = ak.Array(tokens)
-    sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
-    _check_lengths(sequences, "tokens")
-    x, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
-    bad = np.flatnonzero((x < 0) | (x >= codebook_size) | (x != given))
-    if len(bad):
-        jet = np.searchsorted(sequences.offsets, bad[0], side="right") - 1
-        raise OmnijetError(f"jet {jet} has token {given[bad[0]]}, "
-                           f"expected 0 … {codebook_size - 1} ({len(bad)} such tokens)")
-    return sequences
+    try:
+        tokens = ak.Array(tokens)
+        sequences = Ragged.from_tokens(ak.zip({"tokens": tokens}, depth_limit=1))
+        x, given = sequences.content, ak.to_numpy(ak.flatten(tokens))
+    except (TypeError, ValueError) as error:
+        kind = getattr(tokens, "type", type(tokens).__name__)
+        raise OmnijetError(f"tokens are of type {kind}, expected lists of integers") from error
+    wrong = (x < 0) | (x >= codebook_size) | (x != given)
+    return _checked(sequences, wrong, lambda i: f"token {given[i]}", f"0 … {codebook_size - 1}")
 
 # %% ../nbs/01_vqvae.ipynb #123386d4
 @patch
@@ -355,6 +352,7 @@ def _tokens(tokens, codebook_size) -> Ragged:
 def _batched(self: VQVAE, function, sequences, batch_size, progress) -> Ragged:
     "Rows (N, …) that `function(x, mask)` gives for real positions; nothing learns meanwhile."
     rows, order, training = [], [], self.training
+    batch_size = as_number(batch_size, "batch_size", low=1)
     where = next(self.parameters()).device
     self.eval()
     try:
@@ -372,11 +370,9 @@ def _batched(self: VQVAE, function, sequences, batch_size, progress) -> Ragged:
 
 @patch
 def encode(
-    self: VQVAE,
-    jets: ak.Array,         # jets, or their constituents alone; 1 … 128 each
-    batch_size: int = 128,  # jets; more suit a GPU
-    progress: bool = False,
-) -> ak.Array:              # (n, var) int64, 0 … codebook_size − 1
+    self: VQVAE, jets,  # jets, or their constituents alone; 1 … 128 each
+    batch_size: int = 128, progress: bool = False,  # more jets suit a GPU
+) -> ak.Array:  # (n, var) int64, 0 … codebook_size − 1
     "A token for each constituent. `OmnijetError` for jets that are empty, too long or not finite."
     def codes(x, mask):  # (B, L, 3), (B, L) -> (N,)
         return self.quantizer(self.encoder(self.scaling.scale(x), mask), mask)[1]["q"]
@@ -388,11 +384,9 @@ def encode(
 
 @patch
 def decode(
-    self: VQVAE,
-    tokens: ak.Array,       # (n, var) ints, 0 … codebook_size − 1
-    batch_size: int = 128,  # jets; more suit a GPU
-    progress: bool = False,
-) -> ak.Array:              # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians
+    self: VQVAE, tokens,  # (n, var) ints, 0 … codebook_size − 1
+    batch_size: int = 128, progress: bool = False,
+) -> ak.Array:  # (n, var) records {pt, eta_rel, phi_rel}, GeV and radians
     "The constituents that tokens stand for. `OmnijetError` for tokens outside the codebook."
     def constituents(q, mask):  # (B, L), (B, L) -> (N, 3)
         z_q = F.embedding(q, self.quantizer.get_codebook()) * mask[..., None]
@@ -407,32 +401,30 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
     "Linear bins in the scaled features, decoded to their centres (section III A). No learning."
 
     def __init__(
-        self,
-        bins: tuple = (21, 21, 21),  # of ln p_T, eta_rel, phi_rel
+        self, bins: tuple = (21, 21, 21),  # of ln p_T, eta_rel, phi_rel
         edges: tuple = ((-3.0, 5.0), (-2.4, 2.4), (-2.4, 2.4)),  # (low, high) of these, scaled
         pt_shift: float = 1.8, angle_factor: float = 3.0,  # of `FeatureScaling`
     ):
-        self.bins, self.edges = np.array(bins), np.array(edges, dtype=float)
-        shapes = self.bins.shape == (3,) and self.edges.shape == (3, 2)
-        if not shapes or (self.bins < 1).any() or (np.diff(self.edges) <= 0).any():
-            raise OmnijetError(f"bins {bins} and edges {edges}: expected three numbers of bins "
-                               "and three pairs (low, high)")
+        numbers = [as_number(n, "bins", low=1) for n in np.array(bins, object).ravel()]
+        ends = [as_number(x, "edges", whole=False) for x in np.array(edges, object).ravel()]
+        if len(numbers) != 3 or len(ends) != 6 or (np.diff(ends)[::2] <= 0).any():
+            raise OmnijetError(f"bins {numbers}, edges {ends}: expected three and three pairs "
+                               "(low, high)")
+        self.codebook_size = as_number(math.prod(numbers), "product of bins", high=2**31 - 1)
+        self.bins, self.edges = np.array(numbers), np.reshape(ends, (3, 2))
         self.scaling = FeatureScaling(pt_shift, angle_factor)
-        self.codebook_size = int(self.bins.prod())
         self.out_of_range = 0  # constituents of the last `encode` that edge bins took from outside
 
     @classmethod
     def fit(
-        cls,
-        jets: ak.Array,
-        bins: tuple = (21, 21, 21),
+        cls, jets: ak.Array, bins: tuple = (21, 21, 21),
         quantiles: tuple = (0.001, 0.999),  # of each scaled feature, where the outer edges lie
-        **scaling,                          # of `FeatureScaling`
+        **scaling,  # of `FeatureScaling`
     ):
         "Bins whose edges are quantiles of jets."
-        features = FeatureScaling(**scaling).scale(_constituents(jets).content.astype(float))
-        edges = np.quantile(features, quantiles, axis=0).T  # (3, 2)
-        return cls(tuple(map(int, bins)), tuple(map(tuple, edges.tolist())), **scaling)
+        features = cls(bins, **scaling).scaling.scale(_constituents(jets).content.astype(float))
+        shares = [as_number(q, "quantiles", 0, 1, whole=False) for q in quantiles]
+        return cls(bins, np.quantile(features, shares, axis=0).T, **scaling)
 
     def encode(self, jets, batch_size=None, progress=False) -> ak.Array:
         "Tokens (n, var) of jets, 0 … codebook_size − 1; the same errors as `VQVAE.encode`."
@@ -452,12 +444,16 @@ class BinnedTokenizer(PretrainedMixin, tags=["jets", "tokenizer"]):
         centre = self.scaling.unscale(low + (cell + 0.5) / self.bins * (high - low))
         return Ragged(centre.astype(np.float32), sequences.offsets).to_constituents()
 
-# %% ../nbs/01_vqvae.ipynb #4b0a60cc
-def load_tokenizer(name):  # a folder, a shipped name, or a name on the hub
-    "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`, on the CPU."
+
+def load_tokenizer(name, map_location="cpu", **hub):  # of `PretrainedMixin.from_pretrained`
+    "Any saved tokenizer, `VQVAE` or `BinnedTokenizer`; a tokenizer itself is given back."
+    if not isinstance(name, (str, Path)):
+        if hasattr(name, "encode") and hasattr(name, "decode"):
+            return name
+        raise OmnijetError(f"{type(name).__name__} is no tokenizer, expected one, or its name")
+    folder = find_pretrained(name, **hub)
     kinds = {"VQVAE": VQVAE, "BinnedTokenizer": BinnedTokenizer}
-    folder = find_pretrained(name)
-    return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder)
+    return kinds[read_config(folder, kinds)["kind"]].from_pretrained(folder, map_location)
 
 # %% ../nbs/01_vqvae.ipynb #8bd212bc
 _NAMES = {  # of the published code, and here
@@ -475,12 +471,9 @@ def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-
     kind, known = found.get("model_type"), ("VQVAENormFormer", "Transformer", "MLP")
     if kind not in known:
         raise OmnijetError(f"{path}: model_type is {kind!r}, expected {' or '.join(known)}")
-    weights = {}
-    for key, value in state.items():
-        key = key.removeprefix("model.")
-        for theirs, ours in _NAMES.items():
-            key = key.replace(theirs, ours)
-        weights[key] = value
+    names = [("model.", ""), *_NAMES.items()]
+    weights = {reduce(lambda key, pair: key.replace(*pair), names, key): value
+               for key, value in state.items()}
     try:
         model, quantizer = found["model_kwargs"], found["model_kwargs"]["vq_kwargs"]
         same = ("beta", "sync_nu", "affine_lr", "replace_freq", "kmeans_init")
@@ -491,75 +484,99 @@ def from_gabbro(cls: VQVAE, path):  # a Lightning checkpoint of the authors' VQ-
             layers = model["encoder_layers"]
             settings |= {"width": layers[0], "blocks": len(layers)}
         else:
-            sizes = {"width": "hidden_dim", "blocks": "num_blocks", "heads": "num_heads"}
-            settings |= {ours: model[theirs] for ours, theirs in sizes.items()}
+            settings |= {"width": model["hidden_dim"], "blocks": model["num_blocks"],
+                         "heads": model["num_heads"]}
         with torch.device("meta"):  # sizes alone reserve no memory
             plan = cls(**settings)
     except Exception as error:
         raise OmnijetError(f"{path}: model_kwargs do not describe a {kind} ({error!r})") from error
     check_shapes(plan, weights, path)
-    tokenizer = cls(**settings)
+    tokenizer = cls(**settings).eval()
     tokenizer.load_state_dict(weights)
-    return tokenizer.eval()
+    return tokenizer
 
 # %% ../nbs/01_vqvae.ipynb #8bf9b52d
 MIRRORS = [("eta_rel",), ("phi_rel",), ("eta_rel", "phi_rel")]  # signs that an image has turned
 
 
-def tokenize_files(
-    tokenizer,               # a tokenizer, or what `load_tokenizer` takes
-    data,                    # a file, folder or glob of JetClass columns
-    out,                     # folder; a file of tokens has the name of its file of jets
-    batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
-    mirror: tuple = (),      # turn the sign of these: eta_rel, phi_rel
-    progress: bool = True,
-) -> list:                   # the files written
-    "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
-    about = {"tokenizer": type(tokenizer).__name__, "mirror": list(mirror)}
-    if isinstance(tokenizer, (str, Path)):
-        about["tokenizer"], tokenizer = str(tokenizer), load_tokenizer(tokenizer)
-        if isinstance(tokenizer, nn.Module):
-            tokenizer.to(device())
-    batch_size = batch_size or (128 if device().type == "cpu" else 1024)
-    sources = {}
+def _holds_tokens(path) -> bool:
+    with suppress(OmnijetError):  # no file, or not readable
+        return {"tokenizer", "codebook_size", "mirror"} <= read_metadata(path).keys()
+    return False
+
+
+def _places(data, out) -> dict:  # {file of tokens: its file of jets}
+    "Where tokens go; `OmnijetError` where they would be among the jets, or in place of others."
+    given = [Path(one).resolve() for one in (data if isinstance(data, (list, tuple)) else [data])]
+    home, places = Path(out).resolve(), {}
     for file in jet_files(data):
-        other = sources.setdefault(Path(out, f"{file.stem}.parquet"), file)
+        path = Path(out, f"{file.stem}.parquet")
+        if home == file.resolve().parent or any(map(home.is_relative_to, given)):
+            raise OmnijetError(f"{path}: tokens would be among the jets, choose another folder")
+        if path.exists() and not _holds_tokens(path):
+            raise OmnijetError(f"{path}: is there and not of `omnijet tokenize`, nor overwritten")
+        other = places.setdefault(path, file)
         if other != file:
             raise OmnijetError(f"{file}: its tokens and those of {other} would have one name")
-    bar = tqdm(sources.items(), "tokenize", unit="file", disable=not progress, leave=False)
-    for path, file in bar:
+    return places
+
+
+def tokenize_files(
+    tokenizer,  # a tokenizer, or what `load_tokenizer` takes
+    data,  # a file, folder or glob of JetClass columns, or a list of these
+    out,  # folder; a file of tokens has the name of its file of jets
+    batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
+    mirror: tuple = (),  # turn the sign of these: eta_rel, phi_rel
+    progress: bool = True,
+) -> list:  # the files written
+    "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
+    batch_size = as_number(batch_size, "batch_size", low=1, optional=True)
+    mirror = sorted(mirror)
+    if tuple(mirror) not in [(), *MIRRORS]:
+        raise OmnijetError(f"mirror is {mirror}, expected one of {MIRRORS}")
+    name = str(tokenizer) if isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
+    tokenizer, places, written = load_tokenizer(tokenizer, device()), _places(data, out), []
+    make_folder(out)
+    for path, file in progress_bar(places.items(), progress, desc="tokenize", unit="file"):
         parts = []
         for jets in iter_jets(file):
             seen = {name: jets.constituents[name] for name in FEATURES}
             seen |= {name: -seen[name] for name in mirror}
-            tokens = tokenizer.encode(ak.zip(seen), batch_size=batch_size)
+            size = batch_size or (128 if device().type == "cpu" else 1024)
+            tokens = tokenizer.encode(ak.zip(seen), batch_size=size)
             parts.append((tokens, ak.to_numpy(jets.label), ak.to_numpy(jets.id)))
-        if not parts:
-            raise OmnijetError(f"{file}: no jets to tokenize")
-        tokens, label, id = (ak.concatenate(part) for part in zip(*parts))
-        write_tokens(tokens, path, label, id, codebook_size=tokenizer.codebook_size, **about)
-        whole = Path(out, f"{process_of(file)}.parquet")
-        if whole not in sources:  # a file of the whole process, as omnijet 0.1 wrote them
-            whole.unlink(missing_ok=True)
-    return list(sources)
+        whole = Path(out, f"{process_of(file)}.parquet")  # of a process, as omnijet 0.1 wrote them
+        stale = [whole] if whole not in places else []
+        if parts:
+            tokens, label, id = map(ak.concatenate, zip(*parts))
+            about = {"codebook_size": tokenizer.codebook_size, "tokenizer": name}
+            write_tokens(tokens, path, label, id, mirror=mirror, **about)
+            written.append(path)
+        else:
+            warnings.warn(f"{file}: no jets to tokenize, left out", stacklevel=2)
+            stale.append(path)
+        for old in filter(_holds_tokens, stale):
+            old.unlink()
+    if not written:
+        raise OmnijetError(f"{data}: no jets to tokenize")
+    return written
 
 # %% ../nbs/01_vqvae.ipynb #00ae088c
 def new_tokenizer(
     name: str,  # conditional-K, unconditional-K or binned-N
     jets: ak.Array = None,  # for the edges of bins
-    width: int = 128, blocks: int = 4, heads: int = 8,  # of the conditional one
-    **settings,  # of `VQVAE`
+    **settings,  # of `VQVAE`; the sizes of an unconditional one are always the same
 ):
     "An untrained tokenizer of this name; `OmnijetError` for a name that says nothing."
-    kind, _, size = name.rpartition("-")
-    n = int(size) if size.isdigit() else 0
-    if n and kind == "binned":
-        return BinnedTokenizer.fit(jets, bins=(n, n, n))
-    if n and kind == "unconditional":
-        return VQVAE(n, conditional=False, width=128, blocks=3, **settings)
-    if n and kind == "conditional":
-        return VQVAE(n, width=width, blocks=blocks, heads=heads, **settings)
-    raise OmnijetError(f"tokenizer {name!r}: expected conditional-K, unconditional-K or binned-N")
+    if not re.fullmatch("(conditional|unconditional|binned)-[1-9][0-9]*", str(name)):
+        expected = "expected conditional-K, unconditional-K or binned-N"
+        raise OmnijetError(f"tokenizer {name!r}: {expected}")
+    kind, n = name.split("-")
+    if kind == "binned":
+        return BinnedTokenizer.fit(jets, [int(n)] * 3)
+    if kind == "unconditional":
+        settings |= {"conditional": False, "width": 128, "blocks": 3}
+    return VQVAE(int(n), **settings)
 
 
 def mass_resolution(tokenizer, jets: ak.Array, **settings) -> dict:  # of `statistics.resolution`

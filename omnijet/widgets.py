@@ -21,19 +21,24 @@ from .observables import color, flat_constituents, jet_mass, n_constituents, obs
 from .vqvae import load_tokenizer
 from .gpt import GenerativeModel, Sampling, load_tokens
 from .transfer import JetClassifier, METRICS, STRATEGIES
-from .panels import Canvas, CodeUse, Growing, Work, axis, button, code_panels
-from .panels import constituents_and_labels, contexts_panel, expected_panel, generated_panels
-from .panels import growing_panel, headless, html, jet_panel, link, mass_and_count, note
-from .panels import panel, picture, read_sweep, row, save_buttons, score_panel, sweep_panel
-from .panels import training_name, use_panel
+from omnijet.panels import (
+    Canvas, CodeUse, Growing, Work, button, code_panels, contexts_panel, control, framed,
+    generated_panels, growing_panels, headless, html, jet_panel, link, mass_and_count, note,
+    picture, read_sweep, row, score_panel, shown_jets, sweep_panel, use_panel,
+)
 
 # %% ../nbs/06_widgets.ipynb #55527fc7
 SHIPPED = {"tokenizer": "omnijet/tokenizer-512", "backbone": "omnijet/backbone",
            "its tokenizer": "omnijet/tokenizer-8192"}
 
 
-def _loaded(given, load):
-    return load(given) if isinstance(given, (str, Path)) else given
+def _loaded(given, load=load_tokenizer, needs="encode decode codebook_size"):
+    "A model, or that of a folder or name; `OmnijetError` if it is of another kind."
+    model = load(given) if isinstance(given, (str, Path)) else given
+    if missing := [name for name in needs.split() if not hasattr(model, name)]:
+        kind = type(model).__name__
+        raise OmnijetError(f"{kind} has no {missing[0]}: another kind of model is expected here")
+    return model
 
 
 def _table(heads: list, rows: list, here: int = -1) -> str:
@@ -51,32 +56,26 @@ def _before_and_after(jet, tokenizer) -> tuple:  # [its constituents, reconstruc
 
 class JetBrowserView(W.VBox):
     def __init__(self, jets, tokenizer):
-        (self.constituents, self.label), self.tokenizer = constituents_and_labels(jets), tokenizer
-        self.mass, self.count = jet_mass(self.constituents), n_constituents(self.constituents)
-        self.chosen, self.at = np.arange(len(jets)), 0
+        self.constituents, self.label = jets.constituents, np.asarray(jets.label)
+        self.mass, self.count = jet_mass(jets), n_constituents(jets)
+        self.tokenizer, self.chosen, self.at = tokenizer, np.arange(len(jets)), 0
         self.title, self.about, self.rows, self.tokens = (html() for _ in range(4))
         self.canvas = Canvas(on_arrow=self.move)
         self.canvas.observe(lambda _: self.write_rows(), "hover")
-        classes = [(CLASS_NAMES[k], int(k)) for k in np.unique(self.label) if k >= 0]
-        classes.insert(0, ("all classes", -1))
-        self.classes = W.Dropdown(options=classes, layout={"width": "140px"})
+        kinds = [(CLASS_NAMES[k], int(k)) for k in np.unique(self.label) if k >= 0]
+        self.classes = control(W.Dropdown, self.select, 140, options=[("all classes", -1), *kinds])
         self.masses, self.counts = (
-            W.IntRangeSlider(value=(0, top), max=top, description=text, continuous_update=False,
-                             layout={"width": "330px"}, style={"description_width": "initial"})
+            control(W.IntRangeSlider, self.select, 330, value=(0, top), max=top, description=text)
             for text, top in (("mass [GeV]", int(np.ceil(self.mass.max()))),
                               ("constituents", int(self.count.max()))))
-        for control in (self.classes, self.masses, self.counts):
-            control.observe(lambda _: self.select(), "value")
         self.show()
-        random = np.random.default_rng()
-        steps = {("Previous", "arrow-left"): lambda: -1, ("Next", "arrow-right"): lambda: 1,
-                 ("Random", "random"): lambda: random.integers(len(jets))}
-        buttons = [button(*look, lambda by=by: self.move(by()), focus=self.canvas)
-                   for look, by in steps.items()]
+        moves = (("Previous", "arrow-left", -1), ("Next", "arrow-right", 1),
+                 ("Random", "random", None))
+        buttons = [button(*look, lambda by=by: self.move(by), focus=self.canvas)
+                   for *look, by in moves]
         beside = W.VBox([self.about, self.tokens, self.rows], layout={"max_width": "520px"})
-        save = save_buttons("jet", self.table, self.canvas)
         super().__init__([W.HBox([*buttons, self.classes]), W.HBox([self.masses, self.counts]),
-                          self.title, row(self.canvas, beside), save])
+                          self.title, row(framed("jet", self.table, self.canvas), beside)])
 
     def select(self):
         "Jets of the chosen class, mass and count; stay, or go on to the next that passes."
@@ -85,20 +84,18 @@ class JetBrowserView(W.VBox):
             keep &= (values >= slider.value[0]) & (values <= slider.value[1])
         before = self.chosen[self.at] if len(self.chosen) else 0
         self.chosen = np.flatnonzero(keep)
-        self.go(np.searchsorted(self.chosen, before))
+        self.at = np.searchsorted(self.chosen, before)
+        self.move(0)
 
-    def go(self, at: int):
-        self.at = int(at) % max(len(self.chosen), 1)
+    def move(self, by: int | None):  # None: to any jet
+        by = np.random.default_rng().integers(len(self.label)) if by is None else by
+        self.at = int(self.at + by) % max(len(self.chosen), 1)
         self.show()
-
-    def move(self, by: int):
-        self.go(self.at + by)
 
     def table(self) -> dict:
         "The constituents, {column: values}."
         t = {"position": np.arange(len(self.shown[0][0]))}
-        if self.codes is not None:
-            t["code"] = self.codes
+        t |= {} if self.codes is None else {"code": self.codes}
         for prefix, jet in zip(("", "reconstructed_"), self.shown):
             t |= {prefix + name: ak.to_numpy(jet[0][name]) for name in FEATURES}
         return t
@@ -152,56 +149,50 @@ def JetBrowser(
 ):
     "Jets one at a time, chosen by class, mass and count. Raises OmnijetError if there are none."
     try:
-        tokenizer = _loaded(tokenizer, load_tokenizer)
+        tokenizer = None if tokenizer is None else _loaded(tokenizer)
     except OmnijetError as error:
         return note(error, "JetBrowser(tokenizer='runs/smoke/tokenizers/conditional-512')")
-    jets = sample_jets() if jets is None else jets
+    jets = shown_jets(jets, to_tokenize=tokenizer is not None)
     if not headless():
         return JetBrowserView(jets, tokenizer)
-    constituents, label = constituents_and_labels(jets)
-    shown, _ = _before_and_after(constituents[:1], tokenizer)
-    title = f"{CLASS_NAMES[label[0]]}, jet 0" if label[0] >= 0 else "jet 0"
+    shown, _ = _before_and_after(jets.constituents[:1], tokenizer)
+    title = ", ".join([CLASS_NAMES[k] for k in jets.label[:1] if k >= 0] + ["jet 0"])
     return picture(jet_panel(*(jet[0] for jet in shown), title=title))
 
 # %% ../nbs/06_widgets.ipynb #4ef1f48e
 class TokenExplorerView(W.VBox):
     def __init__(self, tokenizer, jets):
-        self.use, self.work, self.jet_at = CodeUse(tokenizer, jets), Work(), 0
+        self.use, self.work, self.jet_at, self.shown = CodeUse(tokenizer, jets), Work(), 0, None
         self.lock = threading.RLock()  # the thread and the user draw in turn
         steps = self.use.steps()
         next(steps)  # enough for a first picture, the others follow
         self.use.collect()
-        self.codes, self.shown = [int(self.use.count.argmax())], None
+        first = int(self.use.count.argmax())
         by = [("use", "use"), ("momentum", "p_T"), ("jet type", "jet type")]
-        self.by = W.ToggleButtons(options=by, style={"button_width": "100px"})
+        self.by = control(W.ToggleButtons, self.redraw, 330, options=by,
+                          style={"button_width": "100px"})
         marks = [m * 10.0**e for e in range(-2, 4) for m in (1, 2, 5)][2:-1]  # 0.05 … 2000
-        self.pt = W.SelectionRangeSlider(
-            options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1),
-            description="pT [GeV]", continuous_update=False, layout={"width": "330px"})
-        self.number = W.BoundedIntText(value=self.codes[0], max=self.use.size - 1,
-                                       description="code", layout={"width": "170px"})
+        self.pt = control(W.SelectionRangeSlider, self.redraw, 330, description="pT [GeV]",
+                          options=[(f"{m:g}", m) for m in marks], index=(0, len(marks) - 1))
+        self.number = control(W.BoundedIntText, self.type_code, 120, value=first,
+                              max=self.use.size - 1, description="code")
         self.legend, self.title, self.jet_title = html(), html(), html()
         self.scatters = [Canvas(p) for p in code_panels(self.use)]
         link(*self.scatters)
         self.bars, self.cloud, self.jet = Canvas(), Canvas(), Canvas(on_arrow=self.turn)
-        one = self.scatters[0]
-        one.observe(lambda _: self.detail(), ["hover", "selected"])
-        one.selected = self.codes
-        for control in (self.by, self.pt):
-            control.observe(lambda _: self.redraw(), "value")
-        self.number.observe(lambda change: one.set_trait("selected", [change.new]), "value")
-        tip = "another jet with this code"
-        turns = [button("", icon, lambda by=by: self.turn(by), 40, tip, focus=self.jet)
-                 for icon, by in (("arrow-left", -1), ("arrow-right", 1))]
-        save_codes = save_buttons("codes", self.table, *self.scatters)
-        save_code = save_buttons("code", self.detail_table, self.bars, self.cloud, self.jet)
+        self.scatters[0].observe(lambda _: self.detail(), ["hover", "selected"])
+        self.scatters[0].selected = [first]
+        turns = [button("", icon, lambda by=by: self.turn(by), 40, "another jet with this code",
+                        self.jet) for icon, by in (("arrow-left", -1), ("arrow-right", 1))]
         super().__init__([
             W.HBox([W.Label("colour by"), self.by, self.pt, self.number]), self.work, self.legend,
-            row(*self.scatters), save_codes, self.title,
-            row(self.bars, self.cloud, W.VBox([W.HBox([*turns, self.jet_title]), self.jet])),
-            save_code])
-        self.detail()
-        self.work.start(steps, len(self.use.jets), "jets", self.refresh, every=1.5)
+            framed("codes", self.table, *self.scatters), self.title,
+            W.HBox([*turns, self.jet_title]),
+            framed("code", self.detail_table, self.bars, self.cloud, self.jet)])
+        self.work.start(steps, len(self.use.jets), self.refresh, every=1.5)
+
+    def type_code(self):
+        self.scatters[0].selected = [self.number.value]
 
     def refresh(self):
         with self.lock:
@@ -213,53 +204,46 @@ class TokenExplorerView(W.VBox):
         "The scatters."
         for canvas, p in zip(self.scatters, code_panels(self.use, self.by.value, self.pt.value)):
             canvas.panel = p
-        names = [("unused", "initial")] * (self.by.value == "jet type")
-        names += [(CLASS_NAMES[k], color(CLASSES[k])) for k in np.unique(self.use.label) if names]
-        chips = [f"<span style='white-space:nowrap'><b style='--colour:{c}'>■</b> {name}</span>"
-                 for name, c in names]
-        self.legend.value = "  ".join(chips)
+        used = np.unique(self.use.label) if self.by.value == "jet type" else []
+        names = {"unused": "initial"} if len(used) else {}
+        names |= {CLASS_NAMES[k]: color(CLASSES[k]) for k in used}
+        self.legend.value = "  ".join(
+            f"<span style='white-space:nowrap'><b style='--colour:{c}'>■</b> {name}</span>"
+            for name, c in names.items())
 
 # %% ../nbs/06_widgets.ipynb #4f0b7d52
 @patch
 def detail(self: TokenExplorerView, again: bool = False):
     "The panels of the code that is pointed at, or of those selected."
-    with self.lock:
-        one, use = self.scatters[0], self.use
-        self.codes = list(one.selected) or self.codes
-        if len(one.selected) == 1:
-            self.number.value = one.selected[0]
-        codes = [one.hover] if one.hover >= 0 else self.codes
-        if codes == self.shown and not again:
-            return
-        if codes != self.shown:
-            self.jet_at = 0
-        self.shown, rows = codes, use.rows(codes)
-        self.having = np.unique(use.jet[rows])
-        # decoding takes too long while the pointer moves
-        rare = len(rows) < 10 and codes == list(one.selected)[:1]
-        self.put = use.contexts(codes[0]) if rare else None
-        self.title.value = self.summary(rows)
-        self.bars.panel = use_panel(use, codes)
-        self.cloud.panel = contexts_panel(use, codes, self.put)
-        self.turn(0)
-
-
-@patch
-def summary(self: TokenExplorerView, rows) -> str:
-    "What is said of the codes that are shown, which are at `rows`."
 
     def spread(pt):
         low, middle, high = np.quantile(pt, [0.16, 0.5, 0.84]) if len(pt) else [np.nan] * 3
         return f"{middle:.3g} ({low:.3g}–{high:.3g})" if len(pt) else "–"
 
-    codes, use, total = self.shown, self.use, len(self.use.code)
-    listed = ", ".join(map(str, codes[:8])) + " …" * (len(codes) > 8)
-    name = f"code {codes[0]}" if len(codes) == 1 else f"{len(codes)} codes: {listed}"
-    decoded = use.decoded[rows] if self.put is None else self.put
-    return (f"<h4>{name}</h4>used {len(rows):,} times, {100 * len(rows) / total:.3g} % of "
+    with self.lock:
+        one, use = self.scatters[0], self.use
+        if len(one.selected) == 1:
+            self.number.value = one.selected[0]
+        codes = [one.hover] if one.hover >= 0 else list(one.selected) or self.shown
+        if codes == self.shown and not again:
+            return
+        self.jet_at *= codes == self.shown
+        self.shown, rows = codes, use.rows(codes)
+        self.having = np.unique(use.jet[rows])
+        # decoding takes too long while the pointer moves
+        rare = len(rows) < 10 and codes == list(one.selected)[:1]
+        self.put = use.contexts(codes[0]) if rare else None
+        listed, total = ", ".join(map(str, codes[:8])) + " …" * (len(codes) > 8), len(use.code)
+        name = f"{len(codes)} codes: {listed}" if len(codes) > 1 else f"code {listed}"
+        decoded = use.decoded[rows] if self.put is None else self.put
+        self.title.value = (
+            f"<h4>{name}</h4>used {len(rows):,} times, {100 * len(rows) / total:.3g} % of "
             f"{total:,} constituents, in {len(self.having):,} of {len(use.starts) - 1:,} jets; "
             f"p<sub>T</sub> {spread(use.original[rows, 0])} GeV → {spread(decoded[:, 0])} GeV "
             "(median, central 68 %)" + "; too rare, so put into 50 jets" * (self.put is not None))
+        self.bars.panel = use_panel(use, codes)
+        self.cloud.panel = contexts_panel(use, codes, self.put)
+        self.turn(0)
 
 
 @patch
@@ -307,10 +291,9 @@ def TokenExplorer(
 ):
     "All codes in linked scatters; of a code its use, its reconstructions and jets that contain it."
     try:
-        tokenizer = _loaded(tokenizer, load_tokenizer)
+        tokenizer = _loaded(tokenizer)
     except OmnijetError as error:
         return note(error, "TokenExplorer('runs/smoke/tokenizers/conditional-512')")
-    jets = sample_jets() if jets is None else jets
     if not headless():
         return TokenExplorerView(tokenizer, jets)
     use = CodeUse(tokenizer, jets)
@@ -323,50 +306,39 @@ class GenerationPlaygroundView(W.VBox):
     def __init__(self, model, tokenizer, jets):
         self.model, self.tokenizer, self.jets, self.real = model, tokenizer, jets, None
         self.made = self.against = {"mass": np.zeros(0), "count": np.zeros(0, int)}
-        wide = {"style": {"description_width": "initial"}, "layout": {"width": "250px"},
-                "continuous_update": False}
-        narrow = {"style": {"description_width": "40px"}, "layout": {"width": "150px"}}
-        self.temperature = W.FloatSlider(value=1, max=2, step=0.05, description="temperature",
-                                         **wide)
-        most = min(200, model.vocabulary.predicted)
-        self.top_k = W.IntSlider(value=0, max=most, description="top-k (0: all)", **wide)
-        classes = list(zip(CLASS_NAMES, CLASSES))[:model.vocabulary.classes]
-        self.jet_class = W.Dropdown(options=classes or [("as trained", "")], disabled=not classes,
-                                    layout={"width": "120px"})
-        self.seed = W.BoundedIntText(value=1, max=2**31, description="seed", **narrow)
-        self.number = W.BoundedIntText(value=1000, min=1, max=10**6, description="jets", **narrow)
+        v = model.vocabulary
+        self.temperature = control(W.FloatSlider, self.show, 250, value=1, max=2, step=0.05,
+                                   description="temperature")
+        self.top_k = control(W.IntSlider, self.show, 250, value=0, max=min(200, v.predicted),
+                             description="top-k (0: all)")
+        classes = [*zip(CLASS_NAMES, CLASSES)][:v.classes] or [("as trained", "")]
+        self.jet_class = control(W.Dropdown, self.new, 120, options=classes, disabled=not v.classes)
+        self.seed = control(W.BoundedIntText, self.new, 150, value=1, max=2**31, description="seed")
+        self.number = control(W.BoundedIntText, lambda: None, 130, value=1000, min=1, max=10**6,
+                              description="jets")
         self.title, self.sequence, self.work = html(), html(), Work()
         self.bars, self.plane = (Canvas(on_click=lambda token: self.grow("add", token),
                                         on_arrow=lambda by: self.grow("draw" if by > 0 else "undo"))
                                  for _ in range(2))
         link(self.bars, self.plane)
         self.histograms = [Canvas(p) for p in generated_panels(self.made, self.made)]
-        for control in (self.temperature, self.top_k):
-            control.observe(lambda _: self.set_options(), "value")
-        for control in (self.seed, self.jet_class):
-            control.observe(lambda _: self.new(0), "value")
-        self.new(0)
+        self.new()
         buttons = [button("Step", "step-forward", lambda: self.grow("draw")),
                    button("Undo", "undo", lambda: self.grow("undo")),
                    button("Finish", "fast-forward", lambda: self.grow("draw", True)),
                    button("New jet", "plus", lambda: self.new(self.growing.number + 1))]
-        left = W.VBox([self.bars, save_buttons("next_token", self.next_table, self.bars)])
-        right = W.VBox([self.plane, save_buttons("growing_jet", self.jet_table, self.plane)])
-        many = W.HBox([self.number, button("Generate", "play", self.generate), self.work])
         super().__init__([
             W.HBox([self.temperature, self.top_k, self.jet_class, self.seed]), W.HBox(buttons),
-            self.title, row(left, right), self.sequence, many, row(*self.histograms),
-            save_buttons("generated", self.made_table, *self.histograms)])
+            self.title, row(framed("next_token", self.next_table, self.bars),
+                            framed("growing_jet", self.jet_table, self.plane)), self.sequence,
+            W.HBox([self.number, button("Generate", "play", self.generate), self.work]),
+            framed("generated", self.made_table, *self.histograms)])
 
     def options(self) -> dict:
         return {"seed": self.seed.value, "temperature": self.temperature.value,
                 "top_k": self.top_k.value or None, "jet_class": self.jet_class.value or None}
 
-    def set_options(self):
-        self.growing.options = Sampling(**self.options())
-        self.show()
-
-    def new(self, number: int):
+    def new(self, number: int = 0):
         self.growing = Growing(self.model, self.tokenizer, number, **self.options())
         self.show()
 
@@ -375,47 +347,39 @@ class GenerationPlaygroundView(W.VBox):
         getattr(self.growing, how)(*given)
         self.show()
 
+    def generate(self):
+        self.work.start(self.generating(), self.number.value, self.show_made)
+
+    def show_made(self):
+        for canvas, p in zip(self.histograms, generated_panels(self.against, self.made)):
+            canvas.panel = p
+
 # %% ../nbs/06_widgets.ipynb #b76c5d92
 @patch
 def show(self: GenerationPlaygroundView):
     "Draw the jet and what may come next."
     g = self.growing
+    g.options = Sampling(**self.options())
     self.expected = (np.zeros(0, int), np.zeros(0)) if g.finished else g.expected()
     self.bars.hover, self.bars.selected = -1, []
-    self.bars.panel = expected_panel(g, *self.expected)
-    self.plane.panel = growing_panel(g, *self.expected)
-    mass = jet_mass(g.constituents())[0]
-    facts = [f"seed {g.options.seed}, jet {g.number}", f"{len(g.codes)} constituents",
-             f"mass {mass:.1f} GeV", *["stopped"] * g.finished]
-    self.title.value = f"<h4>{' · '.join(facts)}</h4>"
-    words = ["start", *g.codes, *["stop"] * g.finished]
-    spans = "".join(f"<span>{word}</span>" for word in words)
-    self.sequence.value = f"<div class='tokens'>{spans}</div>"
-
-
-@patch
-def generate(self: GenerationPlaygroundView):
-    self.work.start(self.generating(), self.number.value, "jets", self.show_made)
-
-
-@patch
-def show_made(self: GenerationPlaygroundView):
-    for canvas, p in zip(self.histograms, generated_panels(self.against, self.made)):
-        canvas.panel = p
+    self.bars.panel, self.plane.panel = growing_panels(g, *self.expected)
+    self.title.value = (f"<h4>seed {g.options.seed}, jet {g.number} · {len(g.codes)} constituents"
+                        f" · mass {jet_mass(g.constituents())[0]:.1f} GeV"
+                        + " · stopped" * g.finished + "</h4>")
+    words = "</span><span>".join(map(str, ["start", *g.codes, *["stop"] * g.finished]))
+    self.sequence.value = f"<div class='tokens'><span>{words}</span></div>"
 
 
 @patch
 def generating(self: GenerationPlaygroundView, batch: int = 20):
     n, options = self.number.value, self.options()
     if self.real is None:
-        constituents, label = constituents_and_labels(self.jets)
-        decoded = self.tokenizer.decode(self.tokenizer.encode(constituents))
-        self.real = {**mass_and_count(decoded), "label": label}
-    chosen = slice(None)
-    if options["jet_class"] is not None:
-        chosen = self.real["label"] == CLASSES.index(options["jet_class"])
-    self.against = {key: self.real[key][chosen] for key in self.made}
-    self.made = {key: self.made[key][:0] for key in self.made}
+        codes = self.tokenizer.encode(self.jets.constituents)
+        self.real = mass_and_count(self.tokenizer.decode(codes))
+    label = np.asarray(self.jets.label)
+    chosen = label == CLASSES.index(self.jet_class.value) if self.jet_class.value else label > -2
+    self.against = {key: values[chosen] for key, values in self.real.items()}
+    self.made = {key: values[:0] for key, values in self.made.items()}
     for first in range(0, n, batch):
         tokens = self.model.generate(min(batch, n - first), first=first, progress=False, **options)
         made = mass_and_count(self.tokenizer.decode(tokens))
@@ -453,94 +417,83 @@ def GenerationPlayground(
 
     Raises OmnijetError if tokenizer and model do not belong together."""
     try:
-        tokenizer = _loaded(tokenizer, load_tokenizer)
-        model = _loaded(model, GenerativeModel.from_pretrained)
+        tokenizer = _loaded(tokenizer)
+        model = _loaded(model, GenerativeModel.from_pretrained, "generate vocabulary")
     except OmnijetError as error:
         return note(error, "GenerationPlayground('runs/smoke/backbone', "
                            "'runs/smoke/tokenizers/conditional-512')")
     classes = CLASSES[:model.vocabulary.classes]
     if jets is None:
-        jets = sample_jets(None if classes else ["ZJetsToNuNu", "TTBar"], max_jets=300)
+        jets = sample_jets(classes or ["ZJetsToNuNu", "TTBar"], max_jets=300)
+    jets = shown_jets(jets, to_tokenize=True)
     if not headless():
         return GenerationPlaygroundView(model, tokenizer, jets)
     growing = Growing(model, tokenizer, jet_class=classes[0] if classes else None)
     for _ in range(5):
         growing.draw()
-    expectation = growing.expected()
-    return picture(expected_panel(growing, *expectation), growing_panel(growing, *expectation))
+    return picture(*growing_panels(growing, *growing.expected()))
 
 # %% ../nbs/06_widgets.ipynb #3b78c56f
 class TransferExplorerView(W.VBox):
-    def __init__(self, results, run_dir):
-        self.results, self.run_dir, self.work = results, run_dir, Work()
-        self.scores, self.shown = {}, (np.zeros(0), np.zeros(0, int))
-        wide = {"layout": {"width": "320px"}}
-        metrics = [(name, key) for key, name in METRICS.items()
-                   if all(isinstance(r.get(key), (int, float)) for r in results)]
-        self.metric = W.Dropdown(options=metrics, description="metric", **wide)
-        present = [s for s in STRATEGIES if any(r["strategy"] == s for r in results)]
-        self.strategies = W.SelectMultiple(options=[(STRATEGIES[s], s) for s in present],
-                                           value=present, rows=3, description="strategies")
-        sizes = sorted({r["size"] for r in results})
-        self.sizes = W.SelectionRangeSlider(options=[(f"{n:,}", n) for n in sizes],
-                                            index=(0, len(sizes) - 1), description="jets", **wide)
+    def __init__(self, trainings):
+        self.trainings, self.work, self.scores = trainings, Work(), {}
+        metrics = [(name, key) for key, name in METRICS.items() if any(key in r for r in trainings)]
+        self.metric = control(W.Dropdown, self.show, 320, options=metrics, description="metric")
+        used = {r["strategy"] for r in trainings}
+        present = [(STRATEGIES[s], s) for s in STRATEGIES if s in used]
+        self.strategies = control(W.SelectMultiple, self.show, 320, options=present, rows=3,
+                                  value=[s for _, s in present], description="strategies")
+        sizes = sorted({r["size"] for r in trainings})
+        self.sizes = control(W.SelectionRangeSlider, self.show, 320, description="jets",
+                             options=[(f"{n:,}", n) for n in sizes], index=(0, len(sizes) - 1))
         self.title = html("click on a point for its scores")
         self.curve, self.distribution = Canvas(on_click=self.choose), Canvas()
-        self.show_nothing("scores of the test jets")
-        for control in (self.metric, self.strategies, self.sizes):
-            control.observe(lambda _: self.show(), "value")
+        self.show_scores("scores of the test jets")
         self.show()
-        left = W.VBox([self.curve, save_buttons("transfer", self.table, self.curve)])
-        right = W.VBox([self.distribution,
-                        save_buttons("scores", self.score_table, self.distribution)])
         super().__init__([W.HBox([W.VBox([self.metric, self.sizes]), self.strategies]),
-                          row(left, right), self.title, self.work])
+                          row(framed("transfer", self.table, self.curve),
+                              framed("scores", lambda: dict(zip(("score", "target"), self.shown)),
+                                     self.distribution)), self.title, self.work])
 
     def show(self):
         low, high = self.sizes.value
-        results = [r for r in self.results if low <= r["size"] <= high]
-        shown = sweep_panel(results, self.metric.value, self.strategies.value)
+        trainings = [r for r in self.trainings if low <= r["size"] <= high]
+        shown = sweep_panel(trainings, self.metric.value, self.strategies.value)
         self.curve.panel, self.found = shown
 
-    def show_nothing(self, title: str):
-        x, y = axis("score"), axis("density")
-        self.distribution.panel = panel(x, y, title=title, size=(400, 400))
-
-    def show_scores(self):
+    def show_scores(self, *instead):
+        "The scores, or a text instead."
+        if instead:
+            self.shown = np.zeros(0), np.zeros(0, int), *instead, ("background", "signal")
         self.distribution.panel = score_panel(*self.shown)
 
     def table(self) -> dict:
         keys = ["strategy", "size", "seed", *(key for _, key in self.metric.options)]
-        return {key: [r[key] for r in self.found.values()] for key in keys}
+        return {key: [r.get(key, np.nan) for r in self.found] for key in keys}
 
-    def score_table(self) -> dict:
-        return dict(zip(("score", "target"), self.shown))
+    def choose(self, point: int):
+        "The score distribution of one training."
+        r = self.found[point]
+        facts = [f"{text}: {r[key]:.4g}" for text, key in self.metric.options if key in r]
+        facts.append(f"{r.get('epochs', '–')} epochs")
+        self.title.value = f"<h4>{r['name']}</h4>{', '.join(facts)}"
+        if r["folder"]:
+            self.work.start(self.scoring(r), 1, self.show_scores)
+        else:
+            self.show_scores("no classifier kept: give the run folder")
 
 # %% ../nbs/06_widgets.ipynb #697aa140
 @patch
-def choose(self: TransferExplorerView, point: int):
-    "The score distribution of one training."
-    r = self.found[point]
-    facts = [f"{text}: {r[key]:.4g}" for text, key in self.metric.options]
-    facts.append(f"{r.get('epochs', '–')} epochs")
-    self.title.value = f"<h4>{training_name(r)}</h4>{', '.join(facts)}"
-    if "folder" in r:
-        known = self.scores.get(training_name(r), [[0]])
-        self.work.start(self.scoring(r), len(known[0]), "jets", self.show_scores)
-    else:
-        self.show_nothing("no classifier kept: give the run folder")
-
-
-@patch
-def scoring(self: TransferExplorerView, result: dict, batch: int = 1000):
-    name, scores = training_name(result), []
+def scoring(self: TransferExplorerView, training: dict, batch: int = 1000):
+    name, scores = training["name"], []
     if name in self.scores:
         self.shown = self.scores[name]
+        self.work.bar.max = len(self.shown[0])
         yield len(self.shown[0])
         return
-    classifier = JetClassifier.from_pretrained(result["folder"])
+    classifier = JetClassifier.from_pretrained(training["folder"])
     classes = classifier.classes[:2]
-    test = load_tokens(self.run_dir, "test", classes)
+    test = load_tokens(training["folder"].parents[1], "test", classes)
     order = np.random.default_rng(1).permutation(len(test))  # both classes from the first jets on
     target = (test.extras["label"][order] == classes[1]).astype(int)
     self.work.bar.max = len(test)
@@ -558,15 +511,10 @@ def TransferExplorer(
 ):
     "Figure 7 with metric, sizes and strategies to choose; a click on a point shows its scores."
     try:
-        if isinstance(results, (str, Path)):
-            results, run_dir = read_sweep(results), results
-        elif run_dir is not None:
-            folder = str(Path(run_dir, "transfer", "{strategy}_{size}_seed{seed}"))
-            results = [{**r, "folder": folder.format(**r)} for r in results]
-        if not results:
-            raise OmnijetError("there are no trainings")
+        trainings = read_sweep(results, run_dir)
     except OmnijetError as error:
         return note(error, "TransferExplorer('runs/smoke')")
     if not headless():
-        return TransferExplorerView(results, run_dir)
-    return picture(sweep_panel(results, "accuracy", list(STRATEGIES))[0])
+        return TransferExplorerView(trainings)
+    metric = min(METRICS.keys() & trainings[0].keys())
+    return picture(sweep_panel(trainings, metric, STRATEGIES)[0])

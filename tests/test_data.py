@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 import omnijet
 from omnijet import data
 from omnijet.data import (
-    AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, Ragged, cartesian, iter_jets, jet_files, momenta, read_jets, read_tokens, sample_jets,
-    to_columns, to_jets, wrap_angle, write_tokens,
+    AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, JetStream, Ragged, cartesian, class_indices, data_module, directions, iter_jets, jet_files, momenta,
+    read_jets, read_tokens, sample_jets, to_columns, to_jets, wrap_angle, write_tokens,
 )
 from omnijet.files import OmnijetError, origin, read_metadata, write_columns
-from omnijet.training import JetStream, data_module
 
 
 # Features
@@ -82,10 +81,28 @@ def test_angles_across_pi():
     assert np.abs(to_jets(jet).constituents.phi_rel[0].to_numpy()) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_ids_name_file_and_entry(shards):
+def test_ids_name_file_and_entry(shards, tmp_path, columns):
+    "The same however a file is read and wherever it lies; another for other jets and for another name."
     file = shards / "HToCC_121.root"
-    jets = read_jets(file)
-    assert (jets.id.to_numpy() == (np.uint64(zlib.crc32(b"HToCC_121")) << np.uint64(32)) + np.arange(60, dtype=np.uint64)).all()
+    ids = read_jets(file).id.to_numpy()
+    assert (ids & np.uint64(0xFFFFFFFF)).tolist() == list(range(60)) and len(set(ids >> np.uint64(32))) == 1
+    parts = [part.id.to_list() for size in (1, 7, 25) for part in iter_jets(file, batch_size=size)]
+    assert sum(parts, []) == ids.tolist() * 3
+    assert [i for part in data.jets_in(file, start=40) for i in part.id.to_list()] == ids[40:].tolist()
+    assert sorted(np.concatenate(ids_of(JetStream(file, batch_size=7, segment=20, chunk=5)))) == ids.tolist()
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / file.name).write_bytes(file.read_bytes())
+    assert read_jets(tmp_path / "moved").id.to_list() == ids.tolist()
+    write_columns(columns[columns.label_Hcc][5:], tmp_path / "other" / "HToCC_121.root")
+    write_columns(columns[columns.label_Hcc], tmp_path / "other" / "HToCC_122.root")
+    assert len(set(ids >> np.uint64(32)) | set(read_jets(tmp_path / "other").id.to_numpy() >> np.uint64(32))) == 3
+    one, two = to_jets(columns[:20]), to_jets(columns[20:40])
+    assert not set(one.id.to_list()) & set(two.id.to_list()) and to_jets(columns[:20]).id.to_list() == one.id.to_list()
+
+
+def test_directions(columns):
+    p = [ak.flatten(columns[name]).to_numpy().astype(float) for name in MOMENTA]
+    np.testing.assert_allclose(cartesian(*directions(*p)), p, rtol=1e-9, atol=1e-9)
 
 
 def test_scaling_of_padding_stays_finite_in_torch():
@@ -386,6 +403,128 @@ def test_tokens(tmp_path):
         read_tokens(tmp_path / "c.parquet")
 
 
+@pytest.mark.parametrize("tokens", [[[1], [-1]], [[1], [2**31]], [[1], [1.5]], [[1], [True]], [[1], None], [[1], [None]], [[1], ["a"]], [[1], 2], np.array([[1, 2], [3, -4]])])
+def test_tokens_that_are_none(tokens, tmp_path):
+    with pytest.raises(OmnijetError, match=r"t.parquet: the tokens of jet \d are .*, expected a list of whole numbers from 0"):
+        write_tokens(tokens, tmp_path / "t.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokens_of_many_kinds_and_labels_that_do_not_fit(tmp_path):
+    for kind in (np.uint8, np.int64, np.uint64):
+        write_tokens(np.array([[1, 2], [3, 4]], kind), tmp_path / "t.parquet", label=np.array([1, 2], np.uint8), id=range(2))
+        assert read_tokens(tmp_path).tokens.to_list() == [[1, 2], [3, 4]]
+    write_tokens([[2**31 - 1], []], tmp_path / "t.parquet")
+    assert read_tokens(tmp_path).tokens.to_list() == [[2**31 - 1], []]
+    for wrong in ([1], [[1], [2]], [1, 2, 3]):
+        with pytest.raises(OmnijetError, match="label is of shape .*, expected one value for each of 2 jets"):
+            write_tokens([[1], [2]], tmp_path / "u.parquet", label=wrong)
+    with pytest.raises(OmnijetError, match="u.parquet: no jets to write"):
+        write_tokens([], tmp_path / "u.parquet")
+    import pyarrow.parquet as pq
+
+    pq.write_table(ak.to_arrow_table(ak.Array({"tokens": [[1], [2]], "label": [[1], [2]]}), extensionarray=False), tmp_path / "lists.parquet")
+    with pytest.raises(OmnijetError, match="lists.parquet: label has lists, expected one value a jet"):
+        read_tokens(tmp_path / "lists.parquet")
+
+
+# Odd input
+
+def test_names_of_classes_are_numbers_of_any_library():
+    assert class_indices([np.int8(3), np.array(4), torch.tensor(5), "6", 7.0]) == [3, 4, 5, 6, 7]
+    assert class_indices(np.int64(3)) == class_indices(np.array(3)) == class_indices("3") == [3] and class_indices(np.array([8, 0])) == [8, 0]
+    for wrong in (True, np.bool_(False), [True], 10, -1, 0.5, np.nan, [[8]], "TTbar"):
+        with pytest.raises(OmnijetError, match="no jet class"):
+            class_indices(wrong)
+
+
+@pytest.mark.parametrize("options", [{"max_jets": -1}, {"max_jets": 1.5}, {"max_jets": True}, {"max_jets": "many"}, {"batch_size": 0}, {"batch_size": None}])
+def test_counts_name_themselves(shards, options):
+    with pytest.raises(OmnijetError, match=f"{next(iter(options))} is"):
+        next(iter_jets(shards, **options))
+
+
+def test_counts_are_numbers_of_any_library(shards):
+    assert sum(map(len, iter_jets(shards, max_jets=np.int64(30), batch_size=np.array(2)))) == len(read_jets(shards, max_jets="30")) == 30
+    assert Ragged([1, 2], [0, 2]).pad(length=np.array(3))["x"].tolist() == [[1, 2, 0]]
+    with pytest.raises(OmnijetError, match="length is -1"):
+        Ragged([1, 2], [0, 2]).pad(length=-1)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"seed": -1}, {"workers": 0.5}, {"world": 0}, {"segment": "x"}, {"chunk": True}, {"tokens": 1}])
+def test_numbers_of_a_stream_name_themselves(parquet, options):
+    with pytest.raises(OmnijetError, match=f"{next(iter(options))} is"):
+        JetStream(parquet, **options)
+
+
+def test_one_name_is_not_its_letters(tmp_path, shards, columns):
+    file = shards / "HToCC_121.root"
+    assert "jet_nparticles" in read_jets(file, columns="jet_nparticles").fields
+    assert "jet_nparticles" in to_jets(columns, extra="jet_nparticles").fields
+    assert set(read_jets(shards, classes="HToCC").label.to_list()) == {2}
+
+
+@pytest.mark.parametrize("name", ["jet_pt", "jet_eta", "label_Hcc", "jet_nparticles"])
+@pytest.mark.parametrize("suffix", ["parquet", "root"])
+def test_lists_where_one_value_belongs_in_files(tmp_path, columns, suffix, name):
+    lists = ak.with_field(columns, ak.unflatten(columns[name], np.ones(len(columns), int)), name)
+    write_columns(lists, tmp_path / f"x.{suffix}")
+    with pytest.raises(OmnijetError, match=f"x.{suffix}: {name} has lists, expected one value a jet"):
+        read_jets(tmp_path / f"x.{suffix}", columns=["jet_nparticles"])
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "root"])
+@pytest.mark.parametrize("with_axis", [True, False])
+def test_padded_arrays_in_both_formats(tmp_path, columns, suffix, with_axis):
+    plain = columns[[*MOMENTA, *LABELS, *(AXIS if with_axis else ())]]
+    padded = plain
+    for name in MOMENTA:
+        zeros = ak.fill_none(ak.pad_none(plain[name], 150, clip=True), np.float32(0))
+        padded = ak.with_field(padded, ak.to_regular(ak.values_astype(zeros, np.float32)), name)
+    write_columns(padded, tmp_path / f"x.{suffix}")
+    again, jets = read_jets(tmp_path / f"x.{suffix}"), to_jets(plain)
+    assert ak.array_equal(again.constituents, jets.constituents)
+    empty, keep = padded, (np.arange(len(padded)) != 3)[:, None]
+    for name in MOMENTA:
+        empty = ak.with_field(empty, padded[name] * keep, name)
+    with pytest.warns(UserWarning, match=r"1 without constituents \(first: jet 3\)"):
+        to_jets(empty)
+
+
+def test_scalings_are_plain_numbers():
+    scaling = FeatureScaling(np.float32(1.25), np.array(2))
+    assert scaling == FeatureScaling(1.25, 2.0) and type(scaling.pt_shift) is type(scaling.angle_factor) is float
+    for wrong in ({"pt_shift": np.nan}, {"pt_shift": True}, {"angle_factor": 0}, {"angle_factor": "wide"}):
+        with pytest.raises(OmnijetError, match=next(iter(wrong))):
+            FeatureScaling(**wrong)
+
+
+def test_an_empty_file_beside_full_ones(tmp_path, columns):
+    import pyarrow.parquet as pq
+    import uproot
+
+    write_columns(columns[:20], tmp_path / "a.parquet")
+    pq.write_table(pq.read_table(tmp_path / "a.parquet")[:0].replace_schema_metadata({}), tmp_path / "b.parquet")
+    with uproot.recreate(tmp_path / "c.root") as file:
+        file.mktree("tree", {name: "var * float32" for name in MOMENTA} | {"label_QCD": "bool"})
+    with pytest.warns(UserWarning, match="(b.parquet|c.root): no jets") as told:
+        assert len(read_jets(tmp_path)) == 20
+    assert len(told) == 2
+    assert sum(len(batch["id"]) for batch in JetStream(tmp_path)) == 20
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(OmnijetError, match="no jets"):
+        JetStream(tmp_path)
+
+
+def test_processes_of_datasets(tmp_path, columns):
+    "Folders of parts, as Spark and Dask write them: the process is the folder's, the classes are told apart by it."
+    for process, flag in (("TTBar", "label_Tbqq"), ("HToBB", "label_Hbb")):
+        for part in range(2):
+            write_columns(columns[columns[flag]], tmp_path / f"{process}.parquet" / f"part-0000{part}-c000.snappy.parquet")
+    assert Counter(read_jets(tmp_path, max_jets=10).label.to_list()) == {1: 5, 8: 5}
+    assert set(read_jets(tmp_path, classes="TTBar").label.to_list()) == {8} and len(read_jets(str(tmp_path / "TT*"))) == 40
+
+
 # Streams for training
 
 OPTIONS = {"batch_size": 32, "segment": 150, "chunk": 30}
@@ -464,7 +603,7 @@ def test_a_place_in_another_order_is_refused(parquet):
     state = JetStream(parquet, **OPTIONS).state_dict()
     with pytest.raises(OmnijetError, match=r"batch_size 32 \(here 16\)"):
         JetStream(parquet, **{**OPTIONS, "batch_size": 16}).load_state_dict(state)
-    with pytest.raises(OmnijetError, match="rank 2 of 2"):
+    with pytest.raises(OmnijetError, match="rank is 2, expected a whole number at least 0 and at most 1"):
         JetStream(parquet, rank=2, world=2)
 
 

@@ -3,6 +3,7 @@ import http.server
 import io
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -107,14 +108,27 @@ def test_facts_of_a_file(tmp_path, columns):
     assert not holds(path, facts)
     write_columns(columns[:20], path, **facts)
     assert holds(path, facts) and holds(str(path), {"seed": 1})
-    for other in ({"n": 30}, {"seed": 2}, {"settings": ["a = 1"]}, {"settings": ["b = 2", "a = 1"]}, {"codes": 512}):
+    for other in ({"n": 30}, {"seed": 2}, {"settings": ["a = 1"]}, {"settings": ["b = 2", "a = 1"]}):
         assert not holds(path, facts | other, replace=True)
     assert not holds(path, facts | {"n": 30}, renew=("n",))
     with pytest.raises(OmnijetError, match=r"x.parquet: holds other jets \(seed 1, expected 2; settings \['b = 2'\], expected \['c = 3'\]\): remove it"):
         holds(path, facts | {"seed": 2, "settings": ["a = 1", "c = 3"]})
     with pytest.raises(OmnijetError, match=r"\(seed 1, expected 2; n 20, expected 30\)"):
         holds(path, facts | {"seed": 2, "n": 30}, renew=("n",))
-    path.write_bytes(path.read_bytes()[:-9])
+    for other in (facts | {"codes": 512}, {"codes": 512}):  # of another kind, which is nothing to be replaced
+        with pytest.raises(OmnijetError, match="x.parquet: holds other jets .says nothing of codes"):
+            holds(path, other, replace=True, renew=("codes", "n"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(OmnijetError, match="x.parquet: cannot be read"):
+        holds(path, facts, replace=True)
+    import pyarrow.parquet as pq
+
+    pq.write_table(ak.to_arrow_table(columns[:20], extensionarray=False), path)  # a user's own
+    with pytest.raises(OmnijetError, match="x.parquet: holds other jets .says nothing of origin"):
+        holds(path, facts, replace=True)
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.parquet")
     with pytest.raises(OmnijetError, match="x.parquet: cannot be read"):
         holds(path, facts, replace=True)
 
@@ -129,6 +143,95 @@ def test_each_flipped_bit_of_a_row_group_is_seen(tmp_path, columns, monkeypatch)
     with pytest.raises(OmnijetError, match="row group 0 does not have its checksum"):
         next(iter_columns(path, ["jet_pt"]))
     assert sum(len(part) for _, part in iter_columns(path, ["jet_pt"], start=70)) == len(columns) - 70
+
+
+# Odd input
+
+@pytest.mark.parametrize("suffix", ["parquet", "root"])
+def test_what_was_not_written_as_it_should_be(tmp_path, columns, suffix, monkeypatch):
+    "A writer that loses something: what is read back is another thing, and nothing comes to stand there."
+    write = getattr(files, f"_write_{suffix}")
+    path = tmp_path / f"x.{suffix}"
+    write_columns(columns[:20], path)
+    before = path.read_bytes()
+    for part in ((1, 19), (0, 19)):  # the first jet is lost, or the last
+        monkeypatch.setattr(files, f"_write_{suffix}", lambda path, table, facts: write(path, table.slice(*part), facts))
+        with pytest.raises(OmnijetError, match=f"x.{suffix}: cannot be written .what was read back"):
+            write_columns(columns[:20], path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "root"])
+def test_values_of_many_kinds_are_kept(tmp_path, suffix):
+    kinds = {kind: np.array([0, 1, 3], kind) for kind in ("bool", "int8", "uint8", "int32", "int64", "uint64", "float32", "float64")}
+    odd = {"nan": np.array([1, np.nan, -np.inf]), "lists": ak.Array([[1.0, np.nan], [], [2.0]]), "fixed": ak.to_regular(ak.Array(np.ones((3, 4))))}
+    array = ak.zip(kinds | odd, depth_limit=1)
+    write_columns(array, tmp_path / f"x.{suffix}", seed=np.int64(3), edges=np.arange(2), lr=np.float32(0.5))
+    (_, again), = iter_columns(tmp_path / f"x.{suffix}")
+    assert ak.array_equal(again[array.fields], array, equal_nan=True, check_regular=False)
+    assert {k: v for k, v in read_metadata(tmp_path / f"x.{suffix}").items() if k != "origin"} == {"seed": 3, "edges": [0, 1], "lr": 0.5}
+    with pytest.raises(OmnijetError, match="cannot be kept as JSON"):
+        write_columns(array, tmp_path / f"y.{suffix}", settings=1 + 2j)
+    with pytest.raises(OmnijetError, match="jet_pt misses 1 value"):
+        write_columns(ak.Array([{"jet_pt": 1.0}, {"jet_pt": None}]), tmp_path / f"y.{suffix}")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_of_links_and_datasets(tmp_path, columns):
+    for name in ("near/a.parquet", "near/TTBar.parquet/part-0.parquet", "far/b.root", "far/deep/c.root"):
+        write_columns(columns[:2], tmp_path / name)
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "up").symlink_to(tmp_path)
+    (tmp_path / "near" / "self").symlink_to(tmp_path / "near")
+    (tmp_path / "near" / "d.root").symlink_to(tmp_path / "far" / "b.root")
+    for path in (tmp_path / "near", tmp_path / "near" / "*", tmp_path / "near" / "**"):
+        assert sorted({file.resolve().name for file in files.find_files(path)}) == ["a.parquet", "b.root", "c.root", "part-0.parquet"]
+    assert len(files.find_files(tmp_path / "near")) == 5
+    (tmp_path / "near" / "gone.root").symlink_to(tmp_path / "nothing.root")  # not passed over in silence
+    with pytest.raises(OmnijetError, match="gone.root: cannot be read"):
+        read_jets(tmp_path / "near")
+
+
+@pytest.mark.parametrize("name", ["a::b", "a:b", "http:", "a b::c?*"])
+def test_root_files_under_any_name(tmp_path, columns, name):
+    (tmp_path / "a").write_text("mine")
+    path = tmp_path / name / "x:tree.root"
+    write_columns(columns[:5], path, seed=1)
+    assert len(read_jets(path)) == 5 and read_metadata(path)["seed"] == 1 and holds(path, {"seed": 1})
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("options", [{"start": -1}, {"start": 0.5}, {"stop": "end"}, {"batch_size": 0}, {"batch_size": True}])
+def test_entries_that_cannot_be(tmp_path, columns, options):
+    write_columns(columns[:5], tmp_path / "x.parquet")
+    with pytest.raises(OmnijetError, match=f"{next(iter(options))} is"):
+        next(iter_columns(tmp_path / "x.parquet", **options))
+
+
+def test_numbers_that_users_give():
+    for given in (3, 3.0, "3", np.uint8(3), np.float32(3), np.array(3)):
+        assert files.as_number(given, "n", low=3, high=3) == 3 and type(files.as_number(given, "n")) is int
+    assert files.as_number(2**63 - 1, "seed") == 2**63 - 1 and files.as_number(None, "n", optional=True) is None
+    for wrong in (True, np.bool_(True), None, 2.5, "x", [3], np.array([3]), float("nan"), float("inf"), 1j, 2, 4):
+        with pytest.raises(OmnijetError, match="n is .*, expected a whole number at least 3 and at most 3"):
+            files.as_number(wrong, "n", low=3, high=3)
+
+
+def test_what_json_keeps(tmp_path):
+    files.write_json({"a": np.float32(0.5), "π": [np.int64(1), np.bool_(True)]}, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"a": 0.5, "π": [1, True]}
+    with pytest.raises(OmnijetError, match="cannot be kept as JSON"):
+        files.write_json({"a": object()}, tmp_path / "y.json")
+    assert not (tmp_path / "y.json").exists()
+
+
+def test_a_link_to_a_folder_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
+    with atomic(tmp_path / "model") as tmp:
+        tmp.mkdir()
+        (tmp / "new").write_text("")
+    assert (tmp_path / "model").is_symlink() and (tmp_path / "disk" / "new").exists()
 
 
 # Download
@@ -271,6 +374,19 @@ def test_archives_that_reach_out_of_the_folder(zenodo, tmp_path, name, kind):
     with pytest.raises(OmnijetError, match="nothing was unpacked"):
         fetch(zenodo, tmp_path / "out")
     assert not list(tmp_path.rglob("*.root")) and not Path("/tmp/outside.root").exists()
+
+
+def test_two_downloads_into_one_folder(zenodo, tmp_path, shards):
+    "The second says in one line who is at it; when the first has ended, or was killed, it may go on."
+    with files._alone(tmp_path / ".download.lock"):
+        with pytest.raises(OmnijetError, match=f"process {os.getpid()} on {platform.node()} is downloading into this folder"):
+            fetch(zenodo, tmp_path)
+        assert zenodo[1].requests == []
+    code = ("import os, signal, sys\nfrom pathlib import Path\nfrom omnijet import files\n"
+            "with files._alone(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)")
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / ".download.lock"]).returncode == -9
+    assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)
+    assert not (tmp_path / ".download.lock").exists()
 
 
 # The run folder

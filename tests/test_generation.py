@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy, wasserstein_distance
 
-from omnijet.files import OmnijetError, read_metadata
-from omnijet.data import Ragged, read_jets, read_tokens
+from omnijet.files import OmnijetError, read_metadata, write_columns
+from omnijet.data import Ragged, read_jets, read_tokens, write_tokens
 from omnijet.generation import (
     classifier_auc, distances, generate_files, mixture, nearest_distance, pt_map, share_of_copies,
 )
@@ -105,14 +105,80 @@ def test_tokenizer_that_does_not_fit(model, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
 def test_cuda_where_there_is_none(model, tmp_path):
-    with pytest.raises(OmnijetError, match="no CUDA GPU"):
+    with pytest.raises(OmnijetError, match="where is 'cuda'"):
         generate_files(model, tmp_path, 5, where="cuda", progress=False)
 
 
-@pytest.mark.parametrize("options,words", [({"n": -3}, "negative"), ({"temperature": -1}, "temperature"), ({"top_k": 99}, "top_k"), ({"jet_class": "TTBar"}, "class tokens")])
+@pytest.mark.parametrize("options,words", [({"n": -3}, "n is -3"), ({"temperature": -1}, "temperature"), ({"top_k": 99}, "top_k"), ({"jet_class": "TTBar"}, "class tokens")])
 def test_bad_options(model, tmp_path, options, words):
     with pytest.raises(OmnijetError, match=words):
         generate_files(model, tmp_path, **{"n": 5, "progress": False, **options})
+
+
+@pytest.mark.parametrize("wrong", [{"n": True}, {"n": 2.5}, {"shard_size": 0}, {"shard_size": "big"}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**63}, {"temperature": np.inf}, {"top_p": 0},
+                                   {"max_constituents": 10**9}, {"overwrite": "yes"}, {"where": "nowhere"}, {"where": "meta"}, {"where": 0.5}, {"where": "cuda:99"}])
+def test_odd_options_name_themselves_before_anything_is_written(model, tmp_path, wrong):
+    with pytest.raises(OmnijetError, match=f"{next(iter(wrong))} is") as error:
+        generate_files(model, tmp_path / "out", **{"n": 5, "progress": False, **wrong})
+    assert not (tmp_path / "out").exists() and "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy(model, tmp_path):
+    options = dict(seed=np.uint8(3), shard_size=np.array(4), batch_size=np.int16(2), temperature=np.float32(0.5), overwrite=np.bool_(False))
+    files = generate_files(model, tmp_path, np.int64(6), progress=False, **options)
+    assert ak.all(read_tokens(files).tokens == model.generate(6, seed=3, temperature=0.5, progress=False))
+    assert len(generate_files(model, tmp_path, 6, seed=3, shard_size=4, temperature=0.5, progress=False)) == 2  # the same settings
+
+
+@pytest.mark.parametrize("made", ["nothing of omnijet", "simulated", "tokens", "truncated"])
+def test_what_others_made_is_not_overwritten(model, tmp_path, made):
+    mine = tmp_path / "generated_00001.parquet"
+    if made == "tokens":
+        write_tokens(ak.Array([[1, 2]]), mine, codebook_size=27)
+    elif made == "simulated":
+        write_columns(ak.Array({"jet_pt": [1.0, 2.0]}), mine, seed=1, n=2, first=0)
+    else:
+        ak.to_parquet(ak.Array({"x": [1, 2]}), str(mine))
+    if made == "truncated":
+        mine.write_bytes(mine.read_bytes()[:-9])
+    before = mine.read_bytes()
+    for n in (5, 15):  # beyond the files to be made, and among them
+        with pytest.raises(OmnijetError, match="generated_00001.parquet"):
+            generate_files(model, tmp_path, n, shard_size=10, overwrite=True, progress=False)
+    assert mine.read_bytes() == before and list(tmp_path.iterdir()) == [mine]  # and nothing was made
+
+
+def test_fewer_jets_of_other_settings_leave_no_mixture(model, tmp_path):
+    generate_files(model, tmp_path, 25, shard_size=10, progress=False)
+    with pytest.raises(OmnijetError, match="seed"):
+        generate_files(model, tmp_path, 5, seed=2, shard_size=10, progress=False)
+    files = generate_files(model, tmp_path, 5, seed=2, shard_size=10, overwrite=True, progress=False)
+    assert list(tmp_path.iterdir()) == files and ak.all(read_tokens(tmp_path).tokens == model.generate(5, seed=2, progress=False))
+
+
+def test_jets_of_another_tokenizer_are_not_kept(model, tokenizer, tmp_path):
+    generate_files(model, tmp_path, 5, tokenizer=tokenizer, progress=False)
+    other = BinnedTokenizer(bins=(27, 1, 1))
+    with pytest.raises(OmnijetError, match="decoded"):
+        generate_files(model, tmp_path, 5, tokenizer=other, progress=False)
+
+
+@pytest.mark.parametrize("model, tokenizer", [(5, None), (None, None), ("nosuch", None), (BinnedTokenizer(bins=(3, 3, 3)), None), (GenerativeModel(27, 16, 1, 2), 5), (GenerativeModel(27, 16, 1, 2), GenerativeModel(27, 16, 1, 2)),
+                                              (GenerativeModel(27, 16, 1, 2), "nosuch")])
+def test_what_is_no_model_or_tokenizer(model, tokenizer, tmp_path):
+    with pytest.raises(OmnijetError):
+        generate_files(model, tmp_path / "out", 5, tokenizer=tokenizer, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("jet_class", ["label_Tbqq", np.int64(8), np.array(8)])
+def test_files_of_a_class_by_any_of_its_names(jet_class, tmp_path):
+    model = GenerativeModel(27, width=16, blocks=1, heads=2, classes=10).eval()
+    (first,) = generate_files(model, tmp_path / "a", 3, jet_class="TTBar", progress=False)
+    (other,) = generate_files(model, tmp_path / "b", 3, jet_class=jet_class, progress=False)
+    assert read_metadata(first)["jet_class"] == read_metadata(other)["jet_class"] == 8
+    with pytest.raises(OmnijetError, match="no jet class"):
+        generate_files(model, tmp_path / "c", 3, jet_class=True, progress=False)
 
 
 def test_no_jets(model, tmp_path):
@@ -187,6 +253,14 @@ def test_nearest_distances():
     far = ak.zip({"pt": [[10.0]], "eta_rel": [[0.75]], "phi_rel": [[-0.75]]})
     near = ak.zip({"pt": [[20.0]], "eta_rel": [[0.0]], "phi_rel": [[0.0]]})
     assert nearest_distance(far, near) == pytest.approx([1.0])
+
+
+def test_jets_without_constituents():
+    some = random_jets(3)
+    empty = ak.concatenate([some[:, :0], some])
+    assert np.isfinite(pt_map(empty)).all() and np.isfinite(nearest_distance(empty, some)).all()
+    assert share_of_copies(ak.Array([[1]])[:0], Ragged(np.array([1]), [0, 1])) == 0
+    assert share_of_copies(ak.Array([[1], []]), Ragged(np.array([1]), [0, 1])) == 0.5
 
 
 def test_copies():

@@ -113,7 +113,7 @@ def test_attention_is_that_of_torch(causal, length, seen, dtype, tolerance):
     exact = [torch.randn(4, 2, n, 16, dtype=torch.double, requires_grad=True) for n in (length, seen, seen)]
     rounded = [t.detach().to(dtype).requires_grad_() for t in exact]
     expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
-    found, slope = attend(*rounded, causal), torch.randn(4, 2, length, 16)
+    found, slope = attend(*rounded), torch.randn(4, 2, length, 16)
     pairs = [(found, expected), *zip(torch.autograd.grad(found, rounded, slope.to(dtype)), torch.autograd.grad(expected, exact, slope.double()))]
     for a, b in pairs:
         assert a.dtype == dtype and (a.double() - b).norm() <= tolerance * (b.norm() + 1e-3)
@@ -234,8 +234,8 @@ def test_greedy_and_no_jets():
 
 
 @pytest.mark.parametrize("options,words", [
-    ({"n": -1}, "negative"), ({"temperature": -0.5}, "temperature is -0.5"), ({"temperature": math.nan}, "temperature"),
-    ({"top_k": 0}, "top_k is 0, expected 1 … 32"), ({"top_k": 33}, "top_k is 33"), ({"top_p": 0}, "top_p"), ({"top_p": 1.1}, "top_p"),
+    ({"n": -1}, "n is -1, expected a whole number at least 0"), ({"temperature": -0.5}, "temperature is -0.5"), ({"temperature": math.nan}, "temperature"),
+    ({"top_k": 0}, "top_k is 0, expected a whole number at least 1"), ({"top_k": 33}, "top_k is 33"), ({"top_p": 0}, "top_p"), ({"top_p": 1.1}, "top_p"),
     ({"max_constituents": 0}, "max_constituents"), ({"batch_size": -1}, "batch_size"), ({"jet_class": "TTBar"}, "without class tokens")])
 def test_bad_options(options, words):
     with pytest.raises(OmnijetError, match=words):
@@ -244,7 +244,7 @@ def test_bad_options(options, words):
 
 def test_options_of_sampling_give_the_label():
     vocabulary = Vocabulary(30, classes=10)
-    assert Sampling(jet_class="TTBar").label(vocabulary) == Sampling(jet_class=8).label(vocabulary, n=5) == 8
+    assert Sampling(jet_class="TTBar").label(vocabulary) == Sampling(jet_class=8).label(vocabulary) == 8
     assert Sampling(top_k=32, top_p=1, temperature=0).label(Vocabulary(30)) is None
     with pytest.raises(TypeError, match="temprature"):
         small().generate(2, temprature=1)
@@ -260,15 +260,69 @@ def test_tokens_are_drawn_with_these_probabilities(options):
     assert (p > 0).sum() == 1 or chisquare(drawn[p > 0], n * p[p > 0]).pvalue > 0.001
 
 
-@pytest.mark.parametrize("jet_class", [None, "Higgs", 10, -1])
+@pytest.mark.parametrize("jet_class", [None, "Higgs", 10, -1, True, np.True_, 0.5, [8]])
 def test_bad_jet_class(jet_class):
     with pytest.raises(OmnijetError, match="TTBar"):
         small(classes=10).generate(2, jet_class=jet_class, progress=False)
 
 
+@pytest.mark.parametrize("jet_class", ["TTBar", "label_Tbqq", 8, np.int32(8), np.uint8(8), np.array(8), torch.tensor(8)])
+def test_a_jet_class_by_any_of_its_names(jet_class):
+    model = small(classes=10)
+    assert Sampling(jet_class=jet_class) == Sampling(jet_class=8)
+    assert ak.array_equal(model.generate(3, jet_class=jet_class, progress=False), model.generate(3, jet_class=8, progress=False))
+
+
+def test_a_class_that_a_model_was_not_made_for():
+    with pytest.raises(OmnijetError, match="jet_class is 8, expected ZJetsToNuNu, HToBB, HToCC$"):
+        small(classes=3).generate(2, jet_class="TTBar", progress=False)
+    with pytest.raises(OmnijetError, match="labels .*expected 0 … 2"):
+        small(classes=3).loss({**as_batch(some_jets([3, 4])), "label": torch.tensor([1, 8])})
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 1e300}, {"temperature": True}, {"temperature": None}, {"top_p": 1e-30}, {"top_p": True}, {"top_k": np.array([3])}, {"seed": True},
+                                   {"seed": 2**64}, {"seed": None}, {"first": 2**63}, {"first": 0.5}, {"batch_size": 1.5}, {"max_constituents": 10**5}, {"max_constituents": None}])
+def test_numbers_that_cannot_be_name_themselves(wrong):
+    (name,) = wrong
+    with pytest.raises(OmnijetError, match=f"^{name} is .*, expected") as error:
+        small().generate(2, progress=False, **wrong)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"seed": 0}, {"seed": 2**63 - 1}, {"temperature": 1e-300}, {"temperature": np.float16(1e6 / 20)}, {"top_p": 1e-6}, {"top_k": np.array(1)},
+                                     {"first": 2**62}, {"batch_size": 10**12}, {"max_constituents": np.uint16(3)}])
+def test_numbers_at_the_edge(options):
+    made = small().float().generate(4, progress=False, **{"max_constituents": 10, **options})
+    assert len(made) == 4 and 0 <= ak.min(made) <= ak.max(made) < 30
+
+
+@pytest.mark.parametrize("make", [lambda: GenerativeModel(0), lambda: GenerativeModel(True), lambda: GenerativeModel(codebook_size="many"), lambda: Vocabulary(codebook_size=-3)])
+def test_a_codebook_that_cannot_be(make):
+    with pytest.raises(OmnijetError, match="codebook_size is"):
+        make()
+
+
+@pytest.mark.parametrize("size, value", [("width", 0), ("width", 8.5), ("heads", 0), ("blocks", -1), ("blocks", np.nan), ("classes", 11), ("classes", -1), ("classes", None)])
+def test_sizes_out_of_range_name_themselves(size, value):
+    with pytest.raises(OmnijetError, match=f"{size} is"):
+        GenerativeModel(16, **{"width": 16, "blocks": 1, "heads": 2, size: value})
+
+
 def test_codes_of_another_tokenizer():
     with pytest.raises(OmnijetError, match="codebook of 30"):
         small().loss(as_batch(some_jets([3, 4], codebook_size=99, seed=3)))
+    wrong = as_batch(some_jets([3, 4]))
+    wrong["x"][0, 1] = -1
+    with pytest.raises(OmnijetError, match="codes from -1 .*codebook of 30"):
+        small().loss(wrong)
+
+
+def test_jets_without_tokens():
+    model, data = small(), some_jets([0, 3, 0])
+    nats = surprise(model, data)
+    assert nats.lengths.tolist() == [1, 4, 1] and np.isfinite(nats.content).all()
+    assert np.isfinite(model.loss(as_batch(data, index=[0, 2]))["loss"].item())  # nothing but stop tokens
+    assert len(surprise(model, data[[]]).content) == 0
 
 
 def test_width_and_heads():
@@ -285,6 +339,15 @@ def test_so_many_jets_each_with_its_mirror_images(tmp_path):
     first = few.content.reshape(4, 2, 2)
     assert (first == 100 * np.arange(4)[:, None, None] + first[0]).all() and first[0].max() < 12
     assert (load_tokens(tmp_path, "train", max_jets=2, seed=3).content == first[0].ravel()).all()
+
+
+@pytest.mark.parametrize("wrong", [{"max_jets": 0}, {"max_jets": True}, {"max_jets": 1.5}, {"mirrored": 2}, {"mirrored": None}])
+def test_odd_options_of_tokens_name_themselves(tmp_path, wrong):
+    write_tokens(ak.Array([[1, 2]]), tmp_path / "tokens" / "train" / "TTBar.parquet", label=[8])
+    with pytest.raises(OmnijetError, match=f"{next(iter(wrong))} is"):
+        load_tokens(tmp_path, "train", **wrong)
+    with pytest.raises(OmnijetError, match="HToBB"):
+        load_tokens(tmp_path, "train", "HToBB")
 
 
 def test_missing_tokens_name_the_chapter(tmp_path):
@@ -317,3 +380,21 @@ def test_a_start_from_codes_knows_how_frequent_they_are_and_which_are_alike():
         assert alike[(apart > 0) & (apart < 0.8)].mean() > alike[apart > 2].mean() + 0.2
     with pytest.raises(OmnijetError, match="64 codes does not fit a model with a codebook of 216"):
         model.start_from(BinnedTokenizer((4, 4, 4)), tokens)
+
+
+def test_a_start_from_odd_input():
+    from omnijet.vqvae import BinnedTokenizer
+
+    model, tokenizer, tokens = small(27), BinnedTokenizer((3, 3, 3)), some_jets([3, 0, 4], 27)
+    before = model.head.bias.clone()
+    continuous = Ragged(np.zeros((2, 3), np.float32), [0, 2])
+    for wrong in (tokens[[]], [[1, 2]], None, some_jets([30], 99), Ragged([-1], [0, 1]), continuous):
+        with pytest.raises(OmnijetError, match="expected"):
+            model.start_from(tokenizer, wrong)
+    for wrong in (None, 5, "nosuch", model):
+        with pytest.raises(OmnijetError):
+            model.start_from(wrong, tokens)
+    with pytest.raises(OmnijetError, match="seed"):
+        model.start_from(tokenizer, tokens, seed=-1)
+    assert torch.equal(model.head.bias, before)
+    assert torch.isfinite(model.start_from(tokenizer, tokens, seed=np.int64(2)).head.bias).all()

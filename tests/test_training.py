@@ -108,3 +108,62 @@ def test_linear_under_autocast_and_of_another_width():
     with torch.autocast("cpu", torch.bfloat16): assert layer(x).dtype == torch.bfloat16
     for wrong in (torch.randn(500, 95), torch.randn(500, 96).double()):
         with pytest.raises(RuntimeError): layer(wrong)
+
+
+def test_data_too_large_for_memory_are_streamed_or_thinned(tmp_path, monkeypatch):
+    from omnijet import training
+    from omnijet.data import JetStream, sample_jets, to_columns
+    from omnijet.files import write_columns
+
+    for name in ("ZJetsToNuNu", "TTBar"):
+        jets = sample_jets(name, 40)
+        for i in range(4):
+            write_columns(to_columns(jets[10 * i : 10 * i + 10]), tmp_path / f"{name}_{i:03}.parquet")
+    assert isinstance(training.training_data(tmp_path), Ragged)
+    monkeypatch.setattr(training, "IN_MEMORY", 30)
+    assert isinstance(training.training_data(tmp_path), JetStream) and training.training_data(tmp_path).sequences == 80
+    assert training.training_data(tmp_path, max_jets=45).sequences == 50
+    some = training.training_data(tmp_path, max_jets=12, seed=3)                  # one file of each process is read
+    assert len(some) == 12 and set(some.extras["label"]) == {0, 8}
+    with pytest.raises(OmnijetError, match="no file of HToBB|no jets of HToBB"):
+        training.training_data(tmp_path, "HToBB")
+    history = train(Mean3(), training.training_data(tmp_path), training.training_data(tmp_path), CONFIG, out=tmp_path / "out", progress=False)
+    assert len(history) == 3 and history[-1]["step"] == 3 * 5
+
+
+class Mean3(Mean):
+    "Of jets."
+    def __init__(self):
+        super().__init__(3)
+
+
+def test_killed_inside_an_epoch_a_stream_goes_on_at_the_next_step(tmp_path):
+    from omnijet.data import JetStream, sample_jets, to_columns
+    from omnijet.files import write_columns
+
+    write_columns(to_columns(sample_jets("TTBar", 200)), tmp_path / "TTBar_000.parquet")
+    config = TrainingConfig(epochs=2, batch_size=10, lr=0.1, checkpoint_minutes=1e-9)   # after each step
+
+    class Mortal(Mean3):
+        left, steps = 10**9, 0
+
+        def loss(self, batch):
+            if self.training:
+                Mortal.left, self.steps = Mortal.left - 1, self.steps + 1
+                if Mortal.left < 0:
+                    raise KeyboardInterrupt
+            return super().loss({**batch, "x": batch["x"] + torch.randn_like(batch["x"])})   # the random stream goes on, too
+
+    def run(out):
+        model = Mortal()
+        stream = JetStream(tmp_path / "TTBar_000.parquet", segment=60, chunk=20)
+        return model, train(model, stream, stream, config, out=out, progress=False)
+
+    whole, history = run(tmp_path / "whole")
+    Mortal.left = 13
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    Mortal.left = 10**9
+    again, resumed = run(tmp_path / "killed")
+    assert again.steps == whole.steps - 13 and torch.equal(again.value, whole.value)
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in resumed] == [{k: v for k, v in row.items() if k != "seconds"} for row in history]

@@ -3,12 +3,13 @@ import json
 import os
 from pathlib import Path
 
+import awkward as ak
 import numpy as np
 import pytest
 import torch
 
-from omnijet.data import CLASSES, sample_jets, write_tokens
-from omnijet.files import OmnijetError
+from omnijet.data import CLASSES, Ragged, sample_jets, to_columns, write_tokens
+from omnijet.files import OmnijetError, write_columns
 from omnijet.gpt import Backbone, GenerativeModel
 from omnijet.training import TrainingConfig
 from omnijet.transfer import ClassificationHead, JetClassifier, check_unseen, as_codes, finetune_files, fine_tuning, over_seeds, quality, rejection, sweep, train_one
@@ -138,7 +139,7 @@ def test_rejection_is_the_one_of_the_roc_curve():
 def test_bad_input_is_named(jets, tokens, classifier, tokenizer):
     labels = np.asarray(jets.label)
     fit = lambda *args, **kwargs: classifier.fit(*args, config=QUICK, progress=False, **kwargs)
-    with pytest.raises(OmnijetError, match="of 1 class, label \\[8\\]"): fit(tokens[labels == 8], labels[labels == 8])
+    with pytest.raises(OmnijetError, match="so 5 of class q/g, but there are only 0"): fit(tokens[labels == 8], labels[labels == 8])
     with pytest.raises(OmnijetError, match="jet 3 has label 4, expected one of \\[0, 8\\]"): fit(tokens, np.where(np.arange(len(labels)) == 3, 4, labels))
     with pytest.raises(OmnijetError, match="10 labels for 1000 jets"): fit(tokens, labels[:10])
     with pytest.raises(OmnijetError, match="strategy is 'guess'"): fit(tokens, labels, "guess")
@@ -146,7 +147,7 @@ def test_bad_input_is_named(jets, tokens, classifier, tokenizer):
     with pytest.raises(OmnijetError, match="two to ten"): JetClassifier(classifier.backbone, classes=["TTBar"])
     with pytest.raises(OmnijetError, match="Nonsense"): JetClassifier(classifier.backbone, classes=["TTBar", "Nonsense"])
     with pytest.raises(OmnijetError, match="32, the backbone's width"): JetClassifier(classifier.backbone, ClassificationHead(16))
-    with pytest.raises(OmnijetError, match="no jets"): classifier.evaluate(tokens[labels == 8], labels[labels == 8])
+    with pytest.raises(OmnijetError, match="1 of class q/g, but there are only 0"): classifier.evaluate(tokens[labels == 8], labels[labels == 8])
 
 
 def test_a_loss_that_is_not_finite_is_named(jets, tokens, classifier):
@@ -241,3 +242,146 @@ def test_worker_processes_give_the_same_results(run):
     there = sweep_here(run, None, "there", sizes=[20], seeds=[1], workers=2)
     assert [r["size"] for r in there] == [20, 20]
     assert np.allclose([r["auc"] for r in here], [r["auc"] for r in there], atol=1e-6)
+
+
+# odd inputs
+
+@pytest.fixture
+def files(tmp_path, jets, tokenizer):
+    "Files of 60 q/g and 4 top jets, a tokenizer and an untrained backbone for `finetune_files`."
+    for label, n in {0: 60, 8: 4}.items():
+        write_columns(to_columns(jets[np.asarray(jets.label) == label][:n]), tmp_path / "few" / f"{CLASSES[label]}.parquet")
+        write_columns(to_columns(jets[np.asarray(jets.label) == label][:30]), tmp_path / "jets" / f"{CLASSES[label]}.parquet")
+    tokenizer.save_pretrained(tmp_path / "grid")
+    GenerativeModel(tokenizer.codebook_size, width=16, blocks=1, heads=2).save_pretrained(tmp_path / "backbone")
+    return tmp_path
+
+
+def tune(files, data="jets", out="out", **changes):
+    backbone, grid = changes.pop("backbone", files / "backbone"), changes.pop("tokenizer", files / "grid")
+    return finetune_files(backbone, grid, files / data, files / out, **{"epochs": 1, "batch_size": 20, "progress": False, **changes})
+
+
+def test_a_doomed_fine_tuning_says_so_first(files, monkeypatch):
+    monkeypatch.setattr(JetClassifier, "fit", lambda *_, **__: pytest.fail("it trains"))
+    for message, wrong in {"6 of class t → bqq′, but there are only 4": {"data": "few"}, "strategy is 'guess'": {"strategy": "guess"},
+                           "classes are TTBar, TTBar": {"classes": ["TTBar", "TTBar"]}, "HToNothing": {"classes": ["HToNothing", "TTBar"]},
+                           "classes are ZJetsToNuNu": {"data": "jets/ZJetsToNuNu.parquet"}, "seed is": {"seed": -1}, "epochs is": {"epochs": "many"},
+                           "so 6 of class q/g, but there are only 5": {"max_jets": 10}}.items():
+        with pytest.raises(OmnijetError, match=message): tune(files, **wrong)
+    BinnedTokenizer(bins=(3, 3, 3)).save_pretrained(files / "other")
+    with pytest.raises(OmnijetError, match="27 codes.* 216"): tune(files, tokenizer=files / "other")
+    assert not (files / "out").exists()
+
+
+def test_fine_tuning_overwrites_nothing(files, monkeypatch):
+    monkeypatch.setattr(JetClassifier, "fit", lambda *_, **__: pytest.fail("it trains"))
+    (files / "mine").mkdir()
+    (files / "mine" / "thesis.txt").write_text("mine")
+    for out in ("mine", "mine/thesis.txt", "jets", "backbone", "grid"):
+        with pytest.raises(OmnijetError, match=f"{out} .*choose another"): tune(files, out=out)
+    assert (files / "mine" / "thesis.txt").read_text() == "mine" and len(list((files / "jets").iterdir())) == 2
+
+
+def test_numbers_of_any_library(files):
+    (files / "out").mkdir()  # and empty
+    result = tune(files, seed=np.int64(3), max_jets=np.array(50), epochs="1", batch_size=np.uint8(20), lr=np.float32(1e-3), classes=np.array([0, 8]))
+    assert json.loads((files / "out" / "result.json").read_text()) == json.loads(json.dumps(result)) and result["seed"] == 3
+    assert JetClassifier.from_pretrained(files / "out").classes == [0, 8]
+
+
+def test_what_was_trained_is_kept_if_it_cannot_be_judged(files, monkeypatch):
+    def broken(*_): raise MemoryError("too little")
+    monkeypatch.setattr("omnijet.transfer.quality", broken)
+    with pytest.raises(MemoryError): tune(files)
+    assert JetClassifier.from_pretrained(files / "out").classes == [0, 8]
+    assert json.loads((files / "out" / "result.json").read_text())["train_jets"] == 48
+
+
+def test_a_sweep_that_cannot_be_judged_keeps_its_trainings(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("omnijet.transfer.quality", lambda *_: 1 / 0)
+        with pytest.raises(OmnijetError, match="ZeroDivisionError"): sweep_here(run, Here(), sizes=[20], seeds=[1], strategies="frozen")
+    assert JetClassifier.from_pretrained(run / "transfer" / "frozen_20_seed1").classes == [0, 8]
+    again = Here()
+    assert 0 < sweep_here(run, again, sizes=[20], seeds=[1], strategies="frozen")[0]["accuracy"] < 1 and len(again.done) == 1
+
+
+def test_sweeps_take_numbers_of_any_library(run):
+    options = dict(classes=np.array([0, 8]), n_test=np.int16(100), n_val="40", workers=np.int64(0), lr=np.float32(1e-3), batch_size="50")
+    results = sweep_here(run, Here(), sizes=np.array([20, 20]), seeds=np.arange(1, 3), strategies=np.array(["frozen"]), **options)
+    assert [(r["size"], r["seed"], r["n_jets"]) for r in results] == [(20, 1, 100), (20, 2, 100)]
+    none = Here()
+    assert sweep_here(run, none, sizes=20, seeds=[2, 1], strategies="frozen", **options | {"lr": options["lr"].item(), "n_val": 40}) == results and not none.done
+
+
+def test_a_doomed_sweep_says_so_first(run):
+    none = Here()
+    for message, wrong in {"sizes is -5": {"sizes": [-5]}, "sizes is .*2.5": {"sizes": [2.5]}, "sizes is 1": {"sizes": [1]}, "seeds is": {"seeds": [-1]}, "n_val is": {"n_val": 1},
+                           "n_test is": {"n_test": "all"}, "workers is": {"workers": -1}, "strategy is 'guess'": {"strategies": ["frozen", "guess"]},
+                           "epochs is None": {"epochs": {20: 3}}, "classes are TTBar": {"classes": ["TTBar"]}, "HToNothing": {"classes": ["TTBar", "HToNothing"]},
+                           "so 400 of class": {"sizes": [20, 800]}, "batch_size is": {"batch_size": 0}}.items():
+        with pytest.raises(OmnijetError, match=message): sweep_here(run, none, **wrong)
+    (run / "transfer" / "frozen_20_seed1").mkdir(parents=True)
+    (run / "transfer" / "frozen_20_seed1" / "thesis.txt").write_text("mine")
+    with pytest.raises(OmnijetError, match="frozen_20_seed1"): sweep_here(run, none)
+    assert not none.done and (run / "transfer" / "frozen_20_seed1" / "thesis.txt").read_text() == "mine"
+    (run / "tokens" / "val" / "TTBar.parquet").unlink()
+    with pytest.raises(OmnijetError, match="so 1 of class t → bqq′, but there are only 0"): sweep_here(run, none, "other")
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, torch.tensor, lambda x: np.asarray(x, float), lambda x: np.asarray(x, np.uint8)])
+def test_labels_of_any_kind(jets, tokens, classifier, kind):
+    labels = np.asarray(jets.label)
+    assert classifier.evaluate(tokens, kind(labels.tolist())) == classifier.evaluate(tokens, labels)
+
+
+@pytest.mark.parametrize("label", [float("nan"), None, "TTBar", 0.5, 9])
+def test_a_label_that_is_none_is_named(jets, tokens, classifier, label):
+    labels = jets.label.to_list()
+    labels[3] = label
+    labels = labels if isinstance(label, str) is False else np.array(labels, object)
+    for work in (classifier.evaluate, classifier.fit):
+        with pytest.raises(OmnijetError, match=f"jet 3 has label {label}, expected one of"): work(tokens, labels)
+    with pytest.raises(OmnijetError, match="1000 × 1 labels for 1000 jets"): classifier.evaluate(tokens, np.asarray(jets.label)[:, None])
+    with pytest.raises(OmnijetError, match="3 labels for 1000 jets"): classifier.evaluate(tokens, [0, 8, 8])
+
+
+def test_tokens_of_any_kind(tokens, classifier):
+    four = tokens[:4].to_list()
+    expected = classifier.predict(tokens[:4])
+    for given in (four, [np.array(jet, np.uint8) for jet in four], np.array([np.array(jet) for jet in four], object), [torch.tensor(jet) for jet in four], as_codes(four, 216)):
+        assert np.array_equal(classifier.predict(given), expected)
+    assert np.allclose(classifier.predict(np.array([four[0]] * 2)), expected[[0, 0]], atol=1e-6)
+    for nothing in ([], np.empty((0, 5), int), tokens[:0], as_codes([], 216)):
+        assert classifier.predict(nothing).shape == (0, 2)
+    assert classifier.predict([[], [3]]).shape == (2, 2)
+    assert len(classifier.positions(as_codes([], 216))) == 0
+    for wrong in ([3, 1], [[0.5]], [["a"]], [[None, 1]], [[[1]]], np.array([[0.5, 1]]), [[3, -1]], [[216]]):
+        with pytest.raises(OmnijetError, match="tokens are|expected 0 … 215"): classifier.predict(wrong)
+
+
+def test_a_model_that_answers_nan_is_not_judged(tokens, jets, classifier):
+    with torch.no_grad(): classifier.head.embed.weight[:] = np.nan
+    with pytest.raises(OmnijetError, match="jet 0"): classifier.evaluate(tokens, jets.label)
+
+
+def test_the_same_jets_are_known_under_any_name(tokens):
+    def sample(part, key): return Ragged.from_tokens(ak.zip({"tokens": tokens[part], "id": np.arange(len(tokens))[part] + (key << 32)}, depth_limit=1))
+    test, seen = sample(slice(0, 100), 5), sample(slice(100, 1000), 5)
+    check_unseen(test, {"training": seen})
+    check_unseen(test, {"training": sample(slice(100, 200), 6)})
+    for other in (sample(slice(95, 200), 6), Ragged.from_tokens(ak.zip({"tokens": tokens[95:200]}, depth_limit=1))):  # another name, or none
+        with pytest.raises(OmnijetError, match="5 test jets were seen in training, going by their tokens"): check_unseen(test, {"training": other})
+    coarse = Ragged(np.zeros(600, int), np.arange(31) * 20, {"id": np.arange(30)})  # all jets look alike
+    check_unseen(coarse[:10], {"training": coarse[10:]})
+
+
+def test_a_sweep_in_a_script_without_a_main_guard(run, tmp_path):
+    import subprocess
+    import sys
+    (tmp_path / "script.py").write_text("from omnijet.transfer import sweep\n"
+                                        "print(len(sweep('backbone', '.', 'out', [20], ['frozen'], [1, 2], workers=2, epochs=1, progress=False)))\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == "2", done.stderr[-2000:]

@@ -11,7 +11,7 @@ import torch
 
 from omnijet import vqvae
 from omnijet.files import OmnijetError, read_metadata, write_columns
-from omnijet.data import Ragged, read_jets, read_tokens, sample_jets, to_columns
+from omnijet.data import Ragged, read_jets, read_tokens, sample_jets, to_columns, write_tokens
 from omnijet.gpt import load_tokens
 from omnijet.models import PretrainedMixin, find_pretrained, read_gabbro
 from omnijet.training import TrainingConfig, train
@@ -265,7 +265,7 @@ def test_names_of_tokenizers():
     assert new_tokenizer("conditional-128", width=32, heads=4).codebook_size == 128
     assert not new_tokenizer("unconditional-64").conditional
     assert new_tokenizer("binned-7", jets).codebook_size == 343
-    for name in ("conditional", "quantum-512", "conditional-x", "binned-0"):
+    for name in ("conditional", "quantum-512", "conditional-x", "binned-0", "binned-²", None, 5):
         with pytest.raises(OmnijetError, match="expected conditional-K"):
             new_tokenizer(name, jets)
 
@@ -339,12 +339,14 @@ def test_tokenize_files(tmp_path):
     model = scrambled()
     out = tmp_path / "tokens"
     out.mkdir()
-    for old in ("TTBar", "other"):
-        (out / f"{old}.parquet").write_bytes(b"")                                    # omnijet 0.1 wrote a file a process
+    write_tokens(ak.Array([[1, 2]]), out / "TTBar.parquet", tokenizer="VQVAE", codebook_size=64, mirror=[])  # omnijet 0.1 wrote a file a process
+    for other in ("other", "HToBB"):                                                  # not of omnijet
+        (out / f"{other}.parquet").write_bytes(b"")
     files = tokenize_files(model, tmp_path / "data", out, progress=False)
     assert [f.name for f in files] == ["HToBB_000.parquet", "TTBar_000.parquet", "TTBar_001.parquet"]    # by class, then name
-    assert not (out / "TTBar.parquet").exists() and (out / "other.parquet").exists()
-    (out / "other.parquet").unlink()
+    assert not (out / "TTBar.parquet").exists() and (out / "other.parquet").exists() and (out / "HToBB.parquet").exists()
+    for other in ("other", "HToBB"):
+        (out / f"{other}.parquet").unlink()
     table, read = read_tokens(out), read_jets(tmp_path / "data")
     assert ak.all(table.tokens == model.encode(read)) and ak.all(table.id == read.id) and len(set(table.id.tolist())) == 3 * n
     assert set(table.label.tolist()) == {8}
@@ -438,7 +440,7 @@ def test_bad_jets_and_tokens(make):
         tokenizer.encode(good[["pt", "phi_rel"]])
     K = tokenizer.codebook_size
     for wrong in (-1, K, 0.5):
-        with pytest.raises(OmnijetError, match=f"jet 1 has token {wrong}, expected 0 … {K - 1}"):
+        with pytest.raises(OmnijetError, match=f"jet 1, constituent 1: token {wrong}, expected 0 … {K - 1}"):
             tokenizer.decode(ak.Array([[0, 1], [2, wrong]]))
 
 
@@ -449,6 +451,110 @@ def test_bad_settings():
         VQVAE(quantizer="nosuch")
     with pytest.raises(OmnijetError, match="three pairs"):
         BinnedTokenizer(edges=((1, 0), (0, 1), (0, 1)))
+
+
+@pytest.mark.parametrize("wrong", [dict(codebook_size=0), dict(width=0), dict(blocks=-1), dict(blocks=10**9), dict(latent=0), dict(heads=0), dict(dropout=2), dict(beta=2), dict(alpha=-1),
+                                   dict(replace_freq=0.5), dict(kmeans_init=2), dict(conditional="no"), dict(pt_power=np.nan), dict(angle_factor=0), dict(pt_shift=1j)])
+def test_settings_out_of_range_name_themselves(wrong):
+    with pytest.raises(OmnijetError, match=f"^{next(iter(wrong))} is"):
+        VQVAE(**{"codebook_size": 16, "width": 8, "heads": 2, "blocks": 1, **wrong})
+    if set(wrong) <= {"pt_shift", "angle_factor"}:
+        with pytest.raises(OmnijetError, match=f"^{next(iter(wrong))} is"):
+            BinnedTokenizer(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [dict(bins=5), dict(bins=(0, 1, 2)), dict(bins=(1.5, 2, 3)), dict(bins=(10**4,) * 3), dict(edges=((1, 2), (3,))), dict(edges=np.ones((3, 2))), dict(quantiles=(-1, 1))])
+def test_bins_that_cannot_be(wrong):
+    with pytest.raises(OmnijetError, match=next(iter(wrong))) as error:
+        BinnedTokenizer.fit(some_jets([5]), **wrong) if "edges" not in wrong else BinnedTokenizer(**wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_jet_and_no_token():
+    for wrong in (None, 5, [], "a"):
+        with pytest.raises(OmnijetError, match="no field pt"):
+            BinnedTokenizer().encode(wrong)
+    for wrong in (None, 5, [1, 2], [["a"]], [[None]]):
+        with pytest.raises(OmnijetError, match="expected lists of integers"):
+            BinnedTokenizer().decode(wrong)
+    for wrong in (None, object(), torch.nn.Linear(1, 1)):
+        with pytest.raises(OmnijetError, match="is no tokenizer"):
+            load_tokenizer(wrong)
+    tokenizer = BinnedTokenizer()
+    assert load_tokenizer(tokenizer) is tokenizer
+
+
+def test_tokens_do_not_go_among_the_jets(tmp_path):
+    write_columns(to_columns(sample_jets("TTBar", 3)), tmp_path / "d" / "TTBar_000.parquet")
+    before = (tmp_path / "d" / "TTBar_000.parquet").read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    (tmp_path / "hard").mkdir()
+    os.link(tmp_path / "d" / "TTBar_000.parquet", tmp_path / "hard" / "TTBar_000.parquet")
+    for data, out in (("d", "d"), ("d", "d/tokens"), ("d", "link"), ("link", "d/tokens"), ("d/*.parquet", "d"), ("d", "hard")):
+        with pytest.raises(OmnijetError, match="TTBar_000.parquet: "):
+            tokenize_files(BinnedTokenizer(), tmp_path / data, tmp_path / out, progress=False)
+    assert (tmp_path / "d" / "TTBar_000.parquet").read_bytes() == (tmp_path / "hard" / "TTBar_000.parquet").read_bytes() == before
+    for mirror in (["phi_rel", "eta_rel"], ()):                                       # tokens are replaced by tokens
+        tokenize_files(BinnedTokenizer(), tmp_path / "d", tmp_path / "tokens", mirror=mirror, progress=False)
+    for wrong in (dict(mirror=["pt"]), dict(mirror="eta_rel"), dict(batch_size=0)):
+        with pytest.raises(OmnijetError, match=next(iter(wrong))):
+            tokenize_files(BinnedTokenizer(), tmp_path / "d", tmp_path / "tokens", progress=False, **wrong)
+
+
+def test_models_do_not_overwrite_other_things(tmp_path):
+    for i, (name, text) in enumerate({"config.json": '{"model_type": "bert"}', "model.safetensors": "mine"}.items()):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(OmnijetError, match="config.json"):
+            BinnedTokenizer().save_pretrained(folder)
+        assert (folder / name).read_text() == text and len(list(folder.iterdir())) == 1
+    for bins in ((3, 3, 3), (4, 4, 4)):
+        BinnedTokenizer(bins).save_pretrained(tmp_path / "bins")
+    assert load_tokenizer(tmp_path / "bins").codebook_size == 64
+    with pytest.raises(OmnijetError, match="kind is 'BinnedTokenizer', expected VQVAE"):
+        scrambled().save_pretrained(tmp_path / "bins")
+
+
+def test_what_is_written_is_read_back(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    model = scrambled()
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda self, content: write(self, content[:-1] + bytes([content[-1] ^ 1])))
+    with pytest.raises(OmnijetError, match="model.safetensors"):
+        model.save_pretrained(tmp_path)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_options_of_loading(tmp_path):
+    scrambled().save_pretrained(tmp_path)
+    assert VQVAE.from_pretrained("omnijet/tokenizer-512", revision="main", proxies={}, map_location=torch.device("cpu")).codebook_size == 512
+    with pytest.raises(OmnijetError, match="no option revison"):
+        VQVAE.from_pretrained(tmp_path, revison="main")
+    with pytest.raises(OmnijetError, match="map_location is 'nowhere'"):
+        load_tokenizer(tmp_path, map_location="nowhere")
+
+
+class Loose(PretrainedMixin, torch.nn.Module):
+    "A model whose signature says nothing."
+
+    def __init__(self, width, names=(), **more):
+        super().__init__()
+        self.layer, self.names, self.more = torch.nn.Linear(3, int(width)), names, more
+
+
+def test_settings_of_any_model_are_kept_or_refused(tmp_path):
+    model = Loose(np.int64(4), names=np.array(["a", "b"]), scale=np.float32(0.1), grid=torch.ones(2))
+    model.training_facts = {"loss": np.float32(1)}
+    model.save_pretrained(tmp_path)
+    again = Loose.from_pretrained(tmp_path)
+    assert again.settings() == model.settings() == {"width": 4, "names": ["a", "b"], "scale": float(np.float32(0.1)), "grid": [1.0, 1.0]}
+    for wrong in (1j, object(), float("nan"), {1, 2}):
+        with pytest.raises(OmnijetError, match="^scale is"):
+            Loose(4, scale=wrong)
 
 
 def test_folders_that_are_not_tokenizers(tmp_path):
@@ -524,7 +630,7 @@ def test_other_checkpoints(golden, tmp_path):
         VQVAE.from_gabbro(tmp_path / "other.ckpt")
     hyper_parameters, state = read_gabbro(golden / "gabbro_tokenizer_mlp.ckpt")
     model = hyper_parameters["model_kwargs"]
-    for kind, changed in {"VQVAENormFormer": {}, "MLP": {"latent_dim": "4"}, "Transformer": {"hidden_dim": 32, "num_blocks": 1, "num_heads": 5}}.items():
+    for kind, changed in {"VQVAENormFormer": {}, "MLP": {"latent_dim": "four"}, "Transformer": {"hidden_dim": 32, "num_blocks": 1, "num_heads": 5}}.items():
         torch.save({"hyper_parameters": {"model_type": kind, "model_kwargs": model | changed}, "state_dict": state}, tmp_path / "other.ckpt")
         with pytest.raises(OmnijetError, match=f"other.ckpt: model_kwargs do not describe a {kind}"):
             VQVAE.from_gabbro(tmp_path / "other.ckpt")

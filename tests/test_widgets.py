@@ -291,6 +291,118 @@ def test_scoring_stops_between_jets(tmp_path, model, grid, jets):
     assert len(explorer.shown[0]) == 16 and not explorer.scores and set(explorer.shown[1]) == {0, 1}
 
 
+# odd inputs: a picture or one line
+
+SCRATCH = {"strategy": "scratch", "size": 100, "seed": 1, "accuracy": 0.6}
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("headless", ["", "1"])
+@pytest.mark.parametrize("odd", [
+    lambda jets: jets[0], lambda jets: jets.constituents[0], lambda jets: jets[:1], lambda jets: jets[["constituents"]], lambda jets: jets.constituents.to_list(),
+    lambda jets: ak.with_field(jets, [CLASSES[k] for k in jets.label], "label"), lambda jets: ak.with_field(jets, ak.values_astype(jets.label, float), "label"),
+    lambda jets: {name: jets.constituents[name] for name in FEATURES}, lambda jets: ak.values_astype(jets.constituents, np.float64)])
+def test_jets_in_other_shapes(odd, headless, jets, grid, monkeypatch):
+    from matplotlib.figure import Figure
+
+    monkeypatch.setenv("OMNIJET_HEADLESS", headless)
+    shown = panels.shown_jets(odd(jets))
+    assert np.allclose(shown.constituents[0].pt, jets.constituents[0].pt) and set(shown.label.to_list()) <= set(range(-1, 10))
+    for tokenizer in (None, grid):
+        assert isinstance(widgets.JetBrowser(odd(jets), tokenizer), Figure if headless else widgets.JetBrowserView)
+
+
+def test_jets_without_constituents_or_with_many_are_browsed_until_tokenized(jets, grid):
+    many = ak.unflatten(ak.flatten(jets.constituents)[:200], [0, 200])
+    browser = widgets.JetBrowser(many)
+    assert "0 constituents" in browser.title.value
+    browser.move(1)
+    assert "200 constituents" in browser.title.value and len(browser.table()["pt"]) == 200
+    for odd in (jets.constituents[:0], many[:1], many[1:], ak.concatenate([jets.constituents[:3], many])):
+        for widget in (lambda j: widgets.JetBrowser(j, grid), lambda j: widgets.TokenExplorer(grid, j), lambda j: widgets.GenerationPlayground(GenerativeModel(216, 16, 1, 2), grid, j)):
+            with pytest.raises(OmnijetError, match="there are no jets|jet 0 has 0 constituents|jet 0 has 200|jet 3 has 0") as error:
+                widget(odd)
+            assert one_line(error)
+
+
+@pytest.mark.parametrize("odd", [3, "jets", Path("jets"), np.ones((4, 3)), torch.ones(2, 4, 3), [[1, 2], [3]], {"pt": [[1.0, 2]], "eta_rel": [[0.0]], "phi_rel": [[0.0]]},
+                                 {"pt": [[1.0]], "eta_rel": [[np.nan]], "phi_rel": [[0.0]]}, {"pt": [[-1.0]], "eta_rel": [[0.0]], "phi_rel": [[0.0]]}])
+@pytest.mark.parametrize("headless", ["", "1"])
+def test_what_is_no_jet(odd, headless, grid, model, monkeypatch):
+    monkeypatch.setenv("OMNIJET_HEADLESS", headless)
+    for widget in (widgets.JetBrowser, lambda j: widgets.JetBrowser(j, grid), lambda j: widgets.TokenExplorer(grid, j), lambda j: widgets.GenerationPlayground(model, grid, j)):
+        with pytest.raises(OmnijetError) as error:
+            widget(odd)
+        assert one_line(error)
+
+
+@pytest.mark.parametrize("label", [[12], [np.nan], ["top"], [None], [-1, 3, 3]])
+def test_labels_that_are_no_class(label, jets):
+    with pytest.raises(OmnijetError, match="no jet class"):
+        widgets.JetBrowser(ak.with_field(jets[:len(label)], ak.Array(label), "label"))
+
+
+def test_models_of_another_kind(tmp_path, model, grid, jets):
+    model.save_pretrained(tmp_path / "model")
+    grid.save_pretrained(tmp_path / "grid")
+    JetClassifier.from_generative(model).save_pretrained(tmp_path / "tagger")
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "model", str(tmp_path / "tagger"), tmp_path / "empty", model, 3, VQVAE, jets):
+        for shown in (widgets.JetBrowser(jets, wrong), widgets.TokenExplorer(wrong, jets), widgets.GenerationPlayground(model, wrong, jets)):
+            assert "Nothing to show yet" in texts(shown)
+    for wrong in (tmp_path / "grid", tmp_path / "tagger", grid, None, JetClassifier.from_generative(model)):
+        assert "Nothing to show yet" in texts(widgets.GenerationPlayground(wrong, grid, jets))
+
+
+@pytest.mark.parametrize("options", [{"jet_class": "top"}, {"jet_class": None}, {"number": -1}, {"number": 1.5}, {"number": "three"}])
+def test_options_of_a_growing_jet_that_cannot_be(options, model, grid):
+    with pytest.raises(OmnijetError) as error:
+        panels.Growing(model, grid, **{"jet_class": "TTBar", **options})
+    assert one_line(error)
+
+
+def test_numbers_of_a_growing_jet_in_other_types(model, grid, jets):
+    growing = panels.Growing(model, grid, number="2", seed=np.int64(4), jet_class=np.int64(8), top_k=np.int32(5), temperature=np.float32(0.5))
+    growing.draw(everything=True)
+    assert growing.codes == model.generate(1, seed=4, first=2, jet_class="TTBar", top_k=5, temperature=0.5, progress=False)[0].to_list()
+    assert len(growing.expected("3")[0]) == 3
+    growing = panels.Growing(model, grid, jet_class="TTBar", max_constituents=3)
+    growing.draw(everything=True)
+    assert len(growing.codes) <= 3 and growing.finished
+    for token in (0, -3, 300, 1.5, "stop"):
+        with pytest.raises(OmnijetError, match="token is"):
+            growing.add(token)
+
+
+def test_failed_and_odd_trainings(tmp_path, monkeypatch):
+    failed = {**SCRATCH, "seed": 2, "failed": "ValueError: nan"}
+    del failed["accuracy"]
+    other = {"strategy": "finetune", "size": np.int64(100), "seed": np.int64(1), "auc": np.float32(0.7), "accuracy": float("nan"), "rejection_30": [1, 2]}
+    explorer = widgets.TransferExplorer([SCRATCH, failed, other])
+    assert [key for _, key in explorer.metric.options] == ["auc", "accuracy"] and len(explorer.found) == 1 and len(explorer.trainings) == 2
+    explorer.metric.value = "accuracy"
+    assert explorer.table()["accuracy"] == [0.6] and np.isnan(explorer.table()["auc"][0])
+    assert explorer.sizes.value == (100, 100) and explorer.curve.panel["x"]["range"][0] < 100 < explorer.curve.panel["x"]["range"][1]
+    explorer.choose(0)
+    assert explorer.distribution.panel["title"] == "no classifier kept: give the run folder"
+    gone = widgets.TransferExplorer([SCRATCH], tmp_path / "no-such-run")
+    gone.choose(0)
+    gone.work.wait()
+    assert gone.work.text.value.startswith("OmnijetError: ") and "scratch_100_seed1" in gone.work.text.value
+    for wrong in ([failed], [], None, 3, SCRATCH, [None], [{"accuracy": 0.5}], [{**SCRATCH, "strategy": "mine"}], [{**SCRATCH, "size": "many"}]):
+        assert "training" in texts(widgets.TransferExplorer(wrong))
+    for text in ("{", "", "[]", '{"failed": "nan"}', '{"accuracy": 0.5}'):
+        path = tmp_path / "run" / "transfer" / "scratch_100_seed1" / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        assert "scratch_100_seed1" in texts(widgets.TransferExplorer(tmp_path / "run")) or "no finished training" in texts(widgets.TransferExplorer(tmp_path / "run"))
+    monkeypatch.setenv("OMNIJET_HEADLESS", "1")
+    assert widgets.TransferExplorer([{**SCRATCH, "accuracy": None, "auc": 0.5}]).axes[0].lines
+
+
 # work, headless, missing
 
 def test_an_error_in_the_background_is_told():
@@ -298,7 +410,7 @@ def test_an_error_in_the_background_is_told():
         yield 1
         raise OmnijetError("jet 3 is odd")
     work = panels.Work()
-    work.start(fails(), 10, "jets")
+    work.start(fails(), 10)
     work.wait()
     assert work.text.value == "OmnijetError: jet 3 is odd" and work.bar.bar_style == "danger"
 
