@@ -373,10 +373,11 @@ PRESETS = sorted(path.stem for path in (ROOT / "nbs" / "presets").glob("*.yaml")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_list_what_differs(preset):
     "A preset names parameters of the chapters, of their kinds; dictionaries whole; nothing that the chapters have anyway."
-    from omnijet.run import choose_parameters, read_chapters, read_preset
+    from omnijet.run import check_parameters, choose_parameters, read_chapters, read_preset
     chapters, values = read_chapters(), read_preset(preset)
     own = {key: value for chapter in chapters.values() for key, value in chapter["parameters"].items()}
     assert values["preset"] == preset and choose_parameters(preset, {}, chapters) == own | values
+    check_parameters(choose_parameters(preset, {}, chapters))
     assert not [key for key, value in values.items() if key != "preset" and value == own[key]]
     for key, value in values.items():
         if value is not None and not (isinstance(value, (int, float)) and isinstance(own[key], (int, float))):
