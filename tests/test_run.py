@@ -46,10 +46,141 @@ def test_help_of_every_command():
     (["bench", "nosuch"], "widgets"),
     (["compare", "nosuch", "nosuch"], "nosuch"),
     (["generate", "--model", "nosuch", "--out", "out"], "nosuch"),
+    (["run", "-p", "seed=1", "-p", "seed=2"], "a name once"),
+    (["run", "-p", "=1"], "-p =1"),
+    (["run", "-p", "run_dir=x"], "--runs and --name"),
+    (["run", "-p", "seed=-1"], "seed is -1, expected"),
+    (["run", "-p", "seed=null"], "seed is None, expected"),
+    (["run", "-p", "seed=2020-01-01"], "seed=2020-01-01"),
+    (["run", "-p", "seed=010"], "010"),
+    (["run", "-p", "seed=1:30"], "1:30"),
+    (["run", "-p", "seed=np.int64(3)"], "seed is 'np.int64(3)', expected"),
+    (["run", "-p", "seed={a: 1, a: 2}"], "twice"),
+    (["run", "-p", "n_jets=5"], "n_jets is 5, expected"),
+    (["run", "-p", "n_jets.val_main=2.5"], "n_jets.val_main is 2.5, expected"),
+    (["run", "-p", "n_jets.val_main.x=2"], "n_jets.val_main.x=2"),
+    (["run", "-p", "n_jets.train_main=-5"], "n_jets.train_main is -5, expected"),
+    (["run", "-p", "generate_n=true"], "generate_n is True, expected"),
+    (["run", "-p", "backbone_mirrors=1"], "backbone_mirrors is 1, expected"),
+    (["run", "-p", "tokenizers=conditional-512"], "tokenizers is 'conditional-512', expected"),
+    (["run", "-p", "transfer_sizes=[100, many]"], "transfer_sizes[1] is 'many', expected"),
+    (["run", "-p", "backbone_training.lr=.nan"], "backbone_training.lr is nan, expected"),
+    # a doomed run, before the first chapter
+    (["run", "-p", "tokenizers=[conditional-512, vq-64]"], "vq-64"),
+    (["run", "-p", "tokenizers=[]"], "backbone_tokenizer is 'conditional-512', expected"),
+    (["run", "-p", "backbone_tokenizer=conditional-64"], "backbone_tokenizer is 'conditional-64', expected"),
+    (["run", "-p", "backbone_single=Higgs"], "backbone_single is 'Higgs', expected"),
+    (["run", "-p", "backbone_classes=[Higgs]"], "Higgs"),
+    (["run", "-p", "main_classes=[label_Tbqq]"], "main_classes is ['label_Tbqq'], expected"),
+    (["run", "-p", "transfer_sizes=[100, 1000, 3000]"], "transfer_max_epochs is [10, 4], expected"),
+    (["run", "-p", "transfer_sizes=[100, 100000]"], "transfer_sizes is [100, 100000], expected 2 to 9,000 jets"),
+    (["run", "-p", "transfer_strategies=[finetune, guess]"], "transfer_strategies is"),
+    (["run", "-p", "transfer_training.monitor=luck"], "monitor"),
+    (["run", "-p", "backbone_training.schedule=zigzag"], "schedule"),
+    (["run", "-p", "backbone_model.heads=7"], "heads to divide width"),
+    (["run", "-p", "shipped=true"], "backbone_tokenizer"),
+    (["run", "-p", "jetclass=nosuch"], "jetclass is"),
+    (["run", "--until", "02", "--only", "05"], "--until 02"),
+    (["run", "--only", "01,99,98"], "no chapter '99', '98'"),
 ])
-def test_bad_words(words, expected, tmp_path):
-    done = omnijet(*words, cwd=tmp_path)
-    assert done.returncode == 1 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
+def test_bad_words(words, expected, tmp_path, capsys, monkeypatch):
+    from omnijet.run import main
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("omnijet: ") and expected in said and said.count("\n") == 1, said
+    assert not Path("runs").exists()
+
+
+SIMULATE, GENERATE, FINETUNE = ["simulate", "--out", "o"], ["generate", "--model", "m", "--out", "o"], ["finetune", "--backbone", "b", "--tokenizer", "t", "--data", "d", "--out", "o"]
+
+
+@pytest.mark.parametrize("words, expected", [
+    ([*SIMULATE, "--n", "many"], "--n is 'many', expected a whole number"),
+    ([*SIMULATE, "--n", "1.5"], "--n is '1.5'"),
+    ([*SIMULATE, "--n", ""], "--n"),
+    ([*SIMULATE, "--n", "1", "--n", "1"], "--n 1: expected one word, once"),
+    ([*SIMULATE, "--seed", "inf"], "--seed is 'inf'"),
+    ([*SIMULATE, "--workers", "two"], "--workers is 'two'"),
+    ([*SIMULATE, "--shard-size", "nan"], "--shard-size is 'nan'"),
+    ([*GENERATE, "--temperature", "hot"], "--temperature is 'hot', expected a finite number"),
+    ([*GENERATE, "--top-k", "0.5"], "--top-k is '0.5'"),
+    ([*FINETUNE, "--max-jets", "1e400"], "--max-jets is '1e400'"),
+    (["simulate", "--out", ""], "--out"),
+    (["run", "--name", ""], "--name"),
+    (["run", "--only", ""], "--only"),
+    (["run", "--preset", "a", "--preset", "b"], "--preset b"),
+    (["compare", ""], "RUN"),
+    (["simulate"], "--out"),
+    (["simulate", "--nosuch", "1", "--out", "o"], "--nosuch"),
+    (["run", "--force=yes"], "--force"),
+    (["nosuch"], "nosuch"),
+])
+def test_words_that_no_command_takes(words, expected, tmp_path, capsys, monkeypatch):
+    from omnijet.run import main
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out and said.err.startswith("omnijet") and said.err.count("\n") == 1 and expected in said.err, said.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, expected", [
+    ([*SIMULATE, "--n", "-1"], "n is -1"), ([*SIMULATE, "--n", "0"], "n is 0"), ([*SIMULATE, "--n", "2", "--shard-size", "0"], "shard_size is 0"),
+    ([*SIMULATE, "--n", "2", "--seed", str(2**63)], "seed is"), ([*SIMULATE, "--n", "2", "--workers", "-2"], "workers is -2"),
+    ([*SIMULATE, "--n", "2", "--mantissa-bits", "0"], "mantissa_bits is 0"), ([*SIMULATE, "--n", "2", "--start", "-1"], "start is -1"),
+    ([*SIMULATE, "--n", "2", "--classes", "TTBar,"], "no jet class ''"), (["simulate", "--out", "o", "--format", "csv"], "csv"),
+    (["download", "--split", "all", "--out", "o"], "train, val, test"),
+    ([*GENERATE, "--n", "-1"], "n is -1"), ([*GENERATE, "--top-k", "0"], "top_k is 0"), ([*GENERATE, "--top-p", "2"], "top_p is 2"),
+    ([*GENERATE, "--temperature", "-1"], "temperature is -1"), ([*GENERATE, "--batch-size", "0"], "batch_size is 0"), ([*GENERATE, "--seed", str(2**63)], "seed is"),
+    ([*FINETUNE, "--max-jets", "0"], "max_jets is 0"), ([*FINETUNE, "--strategy", "guess"], "strategy is 'guess'"), ([*FINETUNE, "--seed", "-1"], "seed is -1"),
+])
+def test_numbers_out_of_range_name_their_option(words, expected, tmp_path, capsys, monkeypatch):
+    from omnijet.gpt import GenerativeModel
+    from omnijet.run import main
+    from omnijet.vqvae import BinnedTokenizer
+    monkeypatch.chdir(tmp_path)
+    for name in ("m", "b"):
+        GenerativeModel(64, 8, 1, 1).save_pretrained(name)
+    BinnedTokenizer(bins=(4, 4, 4)).save_pretrained("t")
+    jets_of_two_classes("d")
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("omnijet: ") and said.count("\n") == 1 and expected in said, said
+    assert not Path("o").exists()
+
+
+def jets_of_two_classes(folder, n=20):
+    from omnijet.data import sample_jets, to_columns
+    from omnijet.files import write_columns
+    for name in ("ZJetsToNuNu", "TTBar"):
+        write_columns(to_columns(sample_jets(name, n)), Path(folder, f"{name}.parquet"))
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def test_commands_leave_their_inputs_alone_and_a_file_without_bars(tmp_path):
+    "Each command with numbers written as people do, its output in a file; then with an input for its output."
+    from omnijet.gpt import GenerativeModel
+    from omnijet.vqvae import BinnedTokenizer
+    GenerativeModel(64, 8, 1, 1).save_pretrained(tmp_path / "model")
+    BinnedTokenizer(bins=(4, 4, 4)).save_pretrained(tmp_path / "bins")
+    jets_of_two_classes(tmp_path / "jets", 60)
+    tokenize, generate = ["tokenize", "--tokenizer", "bins", "--data", "jets"], ["generate", "--model", "model", "--tokenizer", "bins", "--n", "1e1", "--batch-size", "3.0"]
+    finetune = ["finetune", "--backbone", "model", "--tokenizer", "bins", "--data", "jets", "--seed", "2"]
+    for words in (["simulate", "--n", "1e0", "--classes", "TTBar"], tokenize, generate, finetune):
+        done = omnijet(*words, "--out", f"out_{words[0]}", cwd=tmp_path)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0 and "\r" not in said and len(said.splitlines()) < 8, said
+    before = content(tmp_path)
+    for words, out in ((tokenize, "jets"), (tokenize, "bins/.."), (generate, "jets"), (finetune, "jets"), (finetune, "model"), (finetune, "bins"),
+                       (finetune, "out_tokenize"), (generate, "out_simulate"), (["simulate", "--n", "1", "--seed", "2", "--classes", "TTBar"], "out_simulate")):
+        done = omnijet(*words, "--out", out, cwd=tmp_path)
+        assert all(path.read_bytes() == data for path, data in before.items()), (words, out)
+        assert done.returncode == 0 or done.stderr.count("\n") == 1 and done.stderr.startswith("omnijet: "), done.stderr
 
 
 def test_traceback_on_request(tmp_path):
@@ -121,6 +252,75 @@ def test_run_folder_that_cannot_be_written(tmp_path):
     assert done.returncode == 1 and str(tmp_path / "runs") in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_folder_of_other_things_is_no_run(tmp_path):
+    "Nothing in it is removed, not even by --force."
+    (tmp_path / "runs" / "smoke" / "tokenizers").mkdir(parents=True)
+    (tmp_path / "runs" / "smoke" / "tokenizers" / "mine").write_text("")
+    done = omnijet("run", "--force", "--only", "01", cwd=tmp_path)
+    assert done.returncode == 1 and "smoke is no run and holds tokenizers" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "runs" / "smoke" / "tokenizers" / "mine").exists()
+
+
+def test_a_run_on_a_read_only_disk(tmp_path):
+    sys.path.insert(0, str(ROOT / "tests" / "faults"))
+    from faults import disk, read_only
+    with disk(tmp_path / "disk"):
+        read_only(tmp_path / "disk")
+        done = omnijet("run", "--runs", tmp_path / "disk", cwd=tmp_path)
+    assert done.returncode == 1 and "disk/smoke: cannot be written" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_preset_that_is_a_folder(tmp_path):
+    (tmp_path / "mine.yaml").mkdir()
+    done = omnijet("run", "--preset", "mine.yaml", cwd=tmp_path)
+    assert done.returncode == 1 and "no preset 'mine.yaml'" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_preset_of_ones_own_has_its_name(tmp_path):
+    from omnijet.run import choose_parameters, read_chapters
+    (tmp_path / "mine.yaml").write_text("seed: 3.0\nbackbone_training: {epochs: 4, batch_size: 32, lr: 5e-3, schedule: one-cycle, warmup: 0.1, patience: 2}\n")
+    values = choose_parameters(str(tmp_path / "mine.yaml"), {"backbone_max_jets": "1e3", "backbone_single": None}, read_chapters())
+    assert values["preset"] == "mine" and values["backbone_training"]["lr"] == 5e-3  # YAML 1.1 reads a text
+    assert repr([values["seed"], values["backbone_max_jets"], values["backbone_single"]]) == "[3, 1000, None]"
+
+
+def test_a_model_or_a_folder_of_others_is_not_shipped_over(tmp_path):
+    from omnijet.files import OmnijetError
+    from omnijet.gpt import GenerativeModel
+    from omnijet.run import ship
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text('{"chapters": {}, "seed": 1}')
+    with pytest.raises(OmnijetError, match="no model to ship"):
+        ship(tmp_path / "run", tmp_path / "shelf")
+    GenerativeModel(16, 8, 1, 1).save_pretrained(tmp_path / "run" / "backbone")
+    (tmp_path / "shelf" / "backbone").mkdir(parents=True)
+    (tmp_path / "shelf" / "backbone" / "mine").write_text("")
+    before = content(tmp_path)
+    for shelf in ("run", "run/backbone", ".", "shelf"):
+        with pytest.raises(OmnijetError, match="into itself|is not replaced"):
+            ship(tmp_path / "run", tmp_path / shelf)
+    assert content(tmp_path) == before
+
+
+def test_the_kernel_is_this_python_whatever_the_user_has(tmp_path):
+    "A kernel of the name python3 that is another program, and a startup file of the user's IPython."
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (tmp_path / "share" / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "share" / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    (tmp_path / "ipython" / "profile_default" / "startup").mkdir(parents=True)
+    (tmp_path / "ipython" / "profile_default" / "startup" / "mine.py").write_text("mine = 1")
+    here = house(tmp_path / "house", "import sys\nprint(sys.executable)\nassert 'mine' not in globals()")
+    done = omnijet("run", cwd=here, PYTHONPATH=str(here), JUPYTER_PATH=str(tmp_path / "share"), IPYTHONDIR=str(tmp_path / "ipython"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_papermill_without_omnijet_takes_a_preset(tmp_path):
+    words = [sys.executable, "-m", "papermill", "-f", "nbs/presets/laptop.yaml", "nbs/00d_statistics.ipynb", tmp_path / "out.ipynb", "--cwd", "nbs", "-p", "run_dir", tmp_path / "run"]
+    done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMNIJET_HEADLESS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "preset = \"laptop\"" in (tmp_path / "out.ipynb").read_text().replace("\\", "")
+
+
 def test_second_run_in_the_same_folder_is_refused(tmp_path):
     from omnijet.run import _alone
     with _alone(tmp_path / "runs" / "smoke"):
@@ -143,8 +343,11 @@ def test_missing_chapter_input_names_the_chapter(tmp_path):
 
 
 def test_failing_cell_is_named_and_its_notebook_kept(tmp_path):
-    done = omnijet("run", "--only", "00b", "-p", "n_jets.train_main=-5", cwd=tmp_path)
+    for part in ("train_100M", "val_5M", "test_20M"):
+        (tmp_path / "real" / part).mkdir(parents=True)
+    done = omnijet("run", "--only", "00b", "-p", "jetclass=real", cwd=tmp_path)  # from here, not from nbs
     assert done.returncode == 1 and "chapter 00b_simulation, cell" in done.stderr
+    assert f"{tmp_path}/real/train_100M: 0 jets of" in done.stderr
     assert (tmp_path / "runs" / "smoke" / "notebooks" / "00b_simulation.ipynb").exists()
 
 
@@ -170,10 +373,11 @@ PRESETS = sorted(path.stem for path in (ROOT / "nbs" / "presets").glob("*.yaml")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_list_what_differs(preset):
     "A preset names parameters of the chapters, of their kinds; dictionaries whole; nothing that the chapters have anyway."
-    from omnijet.run import choose_parameters, read_chapters, read_preset
+    from omnijet.run import check_parameters, choose_parameters, read_chapters, read_preset
     chapters, values = read_chapters(), read_preset(preset)
     own = {key: value for chapter in chapters.values() for key, value in chapter["parameters"].items()}
     assert values["preset"] == preset and choose_parameters(preset, {}, chapters) == own | values
+    check_parameters(choose_parameters(preset, {}, chapters))
     assert not [key for key, value in values.items() if key != "preset" and value == own[key]]
     for key, value in values.items():
         if value is not None and not (isinstance(value, (int, float)) and isinstance(own[key], (int, float))):

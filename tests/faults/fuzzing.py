@@ -109,7 +109,7 @@ class Preset:
         import omnijet
 
         self.path = folder / "x.yaml"
-        self.path.write_bytes((Path(omnijet.__file__).parent.parent / "nbs" / "presets" / "smoke.yaml").read_bytes())
+        self.path.write_bytes((Path(omnijet.__file__).parent.parent / "nbs" / "presets" / "laptop.yaml").read_bytes())
 
     def read(self):
         return read_preset(str(self.path))

@@ -80,6 +80,7 @@ def folder_with_jets(house, name):
         columns = to_columns(sample_jets(label, 400))
         for index, (split, part) in enumerate({"train": slice(0, 220), "val": slice(220, 290), "test": slice(290, 400)}.items()):
             write_columns(columns[part], run / "data" / split / f"{label}_{index:05d}.parquet", seed=1)
+    (run / "state.json").write_text("{}")  # or it would be a folder of other things
     return run
 
 
