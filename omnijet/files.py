@@ -89,7 +89,8 @@ def progress_bar(iterable=None, show=True, **options):
     "tqdm's progress bar, with its options; in a file, where nobody looks, a line a minute."
     looked_at = sys.stderr.isatty() or "ipykernel" in sys.modules
     bar = tqdm_auto if looked_at else _Lines
-    return bar(iterable, disable=not show, **{"leave": False, **options})
+    hidden = {} if show else {"disable": True}  # else as TQDM_DISABLE says
+    return bar(iterable, **{"leave": False, **options, **hidden})
 
 
 @contextmanager

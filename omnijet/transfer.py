@@ -503,6 +503,7 @@ def finetune_files(
     out, settings = Path(out), {**settings, "seed": seed}
     check_strategies(strategy)
     seed = fine_tuning(1, **settings).seed
+    max_jets = as_number(max_jets, "max_jets", low=1, optional=True)
     if out.is_file() or any(out.glob("*")):
         raise OmnijetError(f"{out} already holds something: choose another folder or remove it")
     tokenizer, model = load_tokenizer(tokenizer), GenerativeModel.from_pretrained(backbone)
