@@ -8,8 +8,7 @@ __all__ = ['OBSERVABLES', 'PALETTE', 'COLORS', 'STYLE', 'flat_constituents', 'je
            'color', 'style', 'save_figure', 'bin_edges', 'compare']
 
 # %% ../nbs/00c_observables.ipynb #d25b8906
-import json
-import zlib
+import json, zlib
 from pathlib import Path
 
 import awkward as ak
@@ -85,8 +84,8 @@ def n_subjettiness(
 ):  # (n_jets, len(N))
     "N-subjettiness τ_N of each jet (equation 2); 0 for jets with at most N constituents."
     schemes, N = {"kt": "E", "wta": "WTA_pt"}, [as_number(n, "N", 1) for n in np.atleast_1d(N)]
-    beta = as_number(beta, "beta", above=0, whole=False)
-    R0 = as_number(R0, "R0", above=0, whole=False)
+    beta, R0 = (as_number(x, name, above=0, whole=False)
+                for name, x in (("beta", beta), ("R0", R0)))
     batch_size = as_number(batch_size, "batch_size", 1)
     if axes not in schemes:
         raise OmnijetError(f'axes must be "kt" or "wta", not {axes!r}')

@@ -7,9 +7,7 @@ __all__ = ['QUANTITIES', 'PAPER', 'resample', 'fit_gaussians', 'resolution', 'au
            'w1_with_error', 'quantile_kl', 'number', 'identity', 'select', 'read_numbers', 'record', 'show']
 
 # %% ../nbs/00d_statistics.ipynb #6d77dec7
-import html
-import json
-import warnings
+import html, json, warnings
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +128,8 @@ def two_sample_auc(a: dict, b: dict, seed: int = 1) -> tuple:
 # %% ../nbs/00d_statistics.ipynb #7a90bee4
 def w1(a, b) -> float:
     "Distance (4) of two samples (n,), (m,), in their unit."
-    a, b = _sample(a, "a sample"), _sample(b, "a sample")
-    x = np.sort(np.concatenate([a, b]))
-    F, G = (np.searchsorted(np.sort(sample), x[:-1], "right") / len(sample) for sample in (a, b))
-    return float(np.sum(np.abs(F - G) * np.diff(x)))
+    from scipy.stats import wasserstein_distance
+    return float(wasserstein_distance(_sample(a, "a sample"), _sample(b, "a sample")))
 
 
 def w1_with_error(real, generated=None, draws: int = 10, seed: int = 1) -> tuple:
@@ -149,12 +145,12 @@ def w1_with_error(real, generated=None, draws: int = 10, seed: int = 1) -> tuple
 
 def quantile_kl(reference, sample, n_bins: int = 30) -> float:
     "Divergence (5) of histograms between `n_bins` quantiles (0.1 … 99.9 %) of the reference."
+    from scipy.stats import entropy
     reference, sample = _sample(reference, "reference"), _sample(sample, "sample")
     quantiles = np.linspace(0.001, 0.999, as_number(n_bins, "n_bins", 2))
     edges = np.unique(np.quantile(reference, quantiles))
-    p, q = (n / np.diff(edges) / max(n.sum(), 1) + 1e-8
-            for n in (np.histogram(x, edges)[0] for x in (reference, sample)))
-    return float(np.sum(p / p.sum() * np.log((p / p.sum()) / (q / q.sum()))))
+    counts = [np.histogram(x, edges)[0] for x in (reference, sample)]
+    return float(entropy(*(n / np.diff(edges) / max(n.sum(), 1) + 1e-8 for n in counts)))
 
 # %% ../nbs/00d_statistics.ipynb #447cfc81
 QUANTITIES = {  # key of a number: its title, its unit
@@ -212,16 +208,13 @@ _WORDS |= {"finetune": "fine-tuned", "frozen": "fixed backbone", "scratch": "fro
            "n": "constituents", "mean_dr": "mean ΔR", "largest_dr": "largest ΔR"}
 
 
-def _plain(x):
-    "A number of numpy or torch as Python's; None if it is not finite."
+def _plain(x):  # a number of numpy or torch as Python's; None if it is not finite
     x = x.item() if getattr(x, "shape", None) == () else x
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
 def number(key: str, value, error=None, n_jets: int = None, **fields) -> dict:
-    """One number for results.json and `show`; title, unit and paper's value are from the tables.
-
-    `fields` are what else identifies it: tokenizer, jet_class, model, …; not finite: None."""
+    "A number for results.json (not finite: None), identified by its key and fields: model, size, …"
     if key not in QUANTITIES:
         raise OmnijetError(f"no quantity {key!r} (there are: {', '.join(QUANTITIES)})")
     if taken := set(fields) & set(_ABOUT):

@@ -61,9 +61,7 @@ def check_together(first, second):
 
 # %% ../nbs/02_token_quality.ipynb #f6a7a737
 def code_reconstructions(tokenizer, contexts: int = 500, length: int = 50, seed: int = 1):
-    """Where each code is reconstructed, `contexts` times among `length` random codes (figure 3).
-
-    (codebook_size, contexts, 3): p_T in GeV, η_rel, φ_rel; one context if it does not matter."""
+    "Each code (codes, contexts or 1, 3) in GeV and radians, among `length` random ones (figure 3)."
     rng, K = np.random.default_rng(as_number(seed, "seed", 0)), tokenizer.codebook_size
     contexts, length = as_number(contexts, "contexts", 1), as_number(length, "length", 1)
 
@@ -101,9 +99,7 @@ QUALITY = ("mass", "pt", "tau32", "tau21")  # observables of figures 4 and 8–1
 
 
 def measure(tokenizers: dict, jets, names=QUALITY) -> tuple:
-    """Observables {"original" or name: {observable: (n_jets,)}}, reconstructed jets {name: jets}.
-
-    A tokenizer that fails is left out with a warning; OmnijetError if none is left."""
+    "Observables {original, name: {observable: (n_jets,)}}, jets {name: jets}; failures: warnings."
     values, reconstructed = {"original": observables(jets, names)}, {}
     for name, tokenizer in progress_bar(tokenizers.items(), desc="reconstruct"):
         try:
@@ -119,9 +115,7 @@ def measure(tokenizers: dict, jets, names=QUALITY) -> tuple:
 
 
 def resolutions(values: dict, labels, bootstrap: int = 200, seed: int = 1) -> dict:
-    """{(tokenizer, class index, observable): as `resolution` gives it} of what `measure` gives.
-
-    Classes with too few jets are left out with a warning."""
+    "{(tokenizer, class index, observable): `resolution`} of `measure`; small classes: a warning."
     result, original, bootstrap = {}, values["original"], as_number(bootstrap, "bootstrap", 0)
     for index, title in enumerate(CLASS_NAMES):
         here = np.asarray(labels) == index
@@ -174,9 +168,8 @@ def plot_differences(ax, values: dict, labels, found: dict, observable: str, ind
     for name in [name for name in values if name != "original"]:
         difference = (values[name][observable] - values["original"][observable])[here]
         density = np.histogram(difference, edges)[0] / max(len(difference), 1) / np.diff(edges)
-        fit, label = found.get((name, index, observable)), name
-        if fit:
-            label += f", σ = {fit['sigma_gauss']:.2g}{_unit(observable)}"
+        fit = found.get((name, index, observable))
+        label = f"{name}, σ = {fit['sigma_gauss']:.2g}{_unit(observable)}" if fit else name
         mplhep.histplot((density, edges), ax=ax, color=color(name), label=label, edges=False)
     if not any(key[1:] == (index, observable) for key in found):
         few = f"{here.sum()} jets:\ntoo few for a width"
@@ -326,9 +319,7 @@ SCHEDULES = {  # learning rates at the start, at most and at the end (appendix A
 
 def train_tagger(kind: str, data, val, epochs: int, batch_size: int = 512, seed: int = 1,
                  sizes: dict = None, lr: float = None, out=None, progress: bool = True):
-    """A Tagger of kind "DeepSets" or "Transformer" (of these sizes), trained on Ragged jets.
-
-    `lr`: the largest of the one-cycle schedule; `out`: a folder, where a training goes on."""
+    "A Tagger (kind in SCHEDULES) trained on Ragged jets; lr: the largest; out: where it goes on."
     if kind not in SCHEDULES:
         raise OmnijetError(f"no kind {kind!r} (there are: {', '.join(SCHEDULES)})")
     torch.manual_seed(as_number(seed, "seed", 0))
@@ -363,9 +354,7 @@ def confusion(probabilities, labels) -> np.ndarray:
 
 
 def evaluate(probabilities, labels, bootstrap: int = 100, seed: int = 1) -> dict:
-    """Of probabilities (n, 10): accuracy, auc (10,), mean_auc with *_error; confusion; n_jets.
-
-    The AUC of each class is against the rest, NaN if the class is absent."""
+    "Of (n, 10): accuracy, auc (10,) against the rest or NaN, mean_auc, *_error, confusion, n_jets."
     labels, bootstrap = np.asarray(labels), as_number(bootstrap, "bootstrap", 0)
     if np.shape(probabilities) != (len(labels), len(CLASSES)):
         raise OmnijetError(f"probabilities have the shape {np.shape(probabilities)}, "
@@ -390,7 +379,7 @@ def evaluate(probabilities, labels, bootstrap: int = 100, seed: int = 1) -> dict
 def score_trainings(trained: dict, labels, bootstrap: int = 100, seed: int = 1) -> dict:
     """Means of `evaluate` over trainings {(kind, name): [probabilities (n, 10), one array a seed]}.
 
-    With spread (of the accuracy, between seeds, in its error) and right (n,), share of seeds."""
+    With the accuracy's spread between seeds, part of its error, and right (n,), share of seeds."""
     scores = {}
     for key, runs in trained.items():
         every = [evaluate(p, labels, bootstrap, seed) | {"right": p.argmax(1) == labels}
