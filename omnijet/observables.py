@@ -8,30 +8,32 @@ __all__ = ['OBSERVABLES', 'PALETTE', 'COLORS', 'STYLE', 'flat_constituents', 'je
            'color', 'style', 'save_figure', 'bin_edges', 'compare']
 
 # %% ../nbs/00c_observables.ipynb #d25b8906
-import json
-import zlib
+import json, zlib
 from pathlib import Path
 
 import awkward as ak
 import numpy as np
 
 from .data import CLASSES, FEATURES, cartesian, to_numpy, wrap_angle
-from .files import OmnijetError, atomic, origin
+from .files import OmnijetError, as_number, atomic, origin
 from .simulation import clustered, directions
 
 # %% ../nbs/00c_observables.ipynb #023745ea
 def flat_constituents(jets):  # counts (n_jets,), pt, eta, phi (total,)
     """How many constituents each jet has, and p_T in GeV, η_rel, φ_rel of all, end to end, float64.
 
-    `OmnijetError` for a missing field, or the first jet with a value not finite or a negative p_T.
-    """
-    constituents = jets.constituents if "constituents" in ak.fields(jets) else jets
-    has = ak.fields(constituents)
-    if missing := ", ".join(sorted(set(FEATURES) - set(has))):
-        raise OmnijetError(f"constituents have no field {missing} (they have: {', '.join(has)})")
-    counts = to_numpy(ak.num(constituents.pt))
-    flat = [to_numpy(ak.flatten(constituents[field])).astype(np.float64) for field in FEATURES]
-    bad = ~np.isfinite(flat).all(axis=0) | (flat[0] < 0)
+    `OmnijetError`: a missing field, the first jet with a value that is not finite or p_T < 0."""
+    jets = ak.Array(jets)
+    constituents = jets.constituents if "constituents" in jets.fields else jets
+    if missing := ", ".join(sorted(set(FEATURES) - set(constituents.fields))):
+        has = ", ".join(constituents.fields)
+        raise OmnijetError(f"constituents have no field {missing} (they have: {has})")
+    try:
+        counts = to_numpy(ak.num(constituents.pt))
+        flat = [to_numpy(ak.flatten(constituents[name])).astype(np.float64) for name in FEATURES]
+    except ValueError as error:
+        raise OmnijetError(f"jets are {jets.type}, expected lists, nothing missing") from error
+    bad = ~np.isfinite(flat).all(axis=0) | (flat[0] < 0) | (np.abs(flat[1]) > 100)
     if bad.any():
         jet = np.repeat(np.arange(len(counts)), counts)[bad][0]
         raise OmnijetError(f"jet {jet} has a constituent that is not finite or has a negative pt")
@@ -81,7 +83,10 @@ def n_subjettiness(
     batch_size=10_000,  # jets clustered at once: bounds the memory
 ):  # (n_jets, len(N))
     "N-subjettiness τ_N of each jet (equation 2); 0 for jets with at most N constituents."
-    schemes = {"kt": "E", "wta": "WTA_pt"}
+    schemes, N = {"kt": "E", "wta": "WTA_pt"}, [as_number(n, "N", 1) for n in np.atleast_1d(N)]
+    beta, R0 = (as_number(x, name, above=0, whole=False)
+                for name, x in (("beta", beta), ("R0", R0)))
+    batch_size = as_number(batch_size, "batch_size", 1)
     if axes not in schemes:
         raise OmnijetError(f'axes must be "kt" or "wta", not {axes!r}')
     counts, *flat = flat_constituents(jets)
@@ -148,6 +153,7 @@ def d2(
     memory=2**25,  # how many matrix elements at once
 ):  # (n_jets,)
     "D2 = e₃/e₂³ over all constituents of each jet (equation 4); 0 for jets of fewer than three."
+    beta = as_number(beta, "beta", above=0, whole=False)
     counts, pt, eta, phi = flat_constituents(jets)
     begin, result = np.cumsum(counts) - counts, np.zeros(len(counts))
     order = np.argsort(counts, kind="stable")
@@ -181,7 +187,8 @@ def observables(
     axes="kt",  # axes of the N-subjettiness
 ):  # {name: (n_jets,)}
     "Observables of each jet (GeV; η relative to the jet axis). One clustering serves all τ."
-    names = tuple(OBSERVABLES if isinstance(names, str) and names == "all" else names)
+    if isinstance(names, str):
+        names = OBSERVABLES if names == "all" else [names]
     if unknown := ", ".join(name for name in names if name not in OBSERVABLES):
         raise OmnijetError(f"no observable {unknown} (there are: {', '.join(OBSERVABLES)})")
     of = {"mass": jet_mass, "pt": jet_pt, "eta": jet_eta, "d2": d2}
@@ -217,11 +224,10 @@ def color(name: str) -> str:  # of a tokenizer, jet class, sample or training
 
 
 def style():
-    "Set matplotlib to mplhep's style at this project's sizes."
+    "Set matplotlib to mplhep's style at this project's sizes, whatever the user's own is."
     import matplotlib.pyplot as plt
     import mplhep
-    plt.style.use(mplhep.style.ROOT)
-    plt.rcParams.update(STYLE)
+    plt.style.use(["default", mplhep.style.ROOT, STYLE])
 
 
 def save_figure(fig, run_dir, name: str) -> Path:  # of the PNG
@@ -238,12 +244,15 @@ def save_figure(fig, run_dir, name: str) -> Path:  # of the PNG
 # %% ../nbs/00c_observables.ipynb #d3e1ff13
 def bin_edges(samples: dict, bins):
     "Bin edges: given, of (number, low, high), or so many between the 0.1 and 99.9 % quantiles."
+    if np.ndim(bins) == 0:
+        low, high = np.quantile(np.concatenate(list(samples.values())), [0.001, 0.999])
+        bins = bins, low, high if high > low else low + 1
     if isinstance(bins, tuple) and len(bins) == 3:
-        return np.linspace(bins[1], bins[2], bins[0] + 1)
-    if not np.isscalar(bins):
-        return np.asarray(bins, dtype=np.float64)
-    low, high = np.quantile(np.concatenate(list(samples.values())), [0.001, 0.999])
-    return np.linspace(low, high if high > low else low + 1, bins + 1)
+        bins = np.linspace(bins[1], bins[2], as_number(bins[0], "bins", 1) + 1)
+    edges = np.asarray(bins, dtype=np.float64)
+    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise OmnijetError(f"bins are {bins}, expected a number, (number, low, high), rising edges")
+    return edges
 
 # %% ../nbs/00c_observables.ipynb #aaeb2de6
 def compare(
@@ -258,13 +267,14 @@ def compare(
 ):  # the figure
     """Densities of samples (values outside the bins count), and ratios to one, with Poisson errors.
 
-    No ratio where one has fewer than 4 entries. `OmnijetError`: empty sample, unknown reference.
-    """
+    No ratio where one has fewer than 4 entries."""
     import matplotlib.pyplot as plt
     import mplhep
-    empty = [repr(label) for label, values in samples.items() if len(values) == 0]
-    if empty or not samples:
-        raise OmnijetError(f"nothing to draw: {', '.join(empty) or 'no sample'} has no entries")
+    samples = {label: np.asarray(values, np.float64) for label, values in samples.items()}
+    for label, values in samples.items() or {"": np.empty(0)}.items():
+        if not values.size or not np.isfinite(values).all():
+            wrong = "a value that is not finite" if values.size else "no entries"
+            raise OmnijetError(f"nothing to draw: sample {label!r} has {wrong}")
     reference = next(iter(samples)) if reference is None else reference
     if reference not in samples:
         raise OmnijetError(f"reference {reference!r} is none of the samples ({', '.join(samples)})")

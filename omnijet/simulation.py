@@ -468,6 +468,10 @@ def make_shard(shard: Shard) -> int:  # jets
     return shard.n
 
 
+def _jet_files(folder):
+    return [file for file in folder.glob("[!.]*") if file.suffix in (".parquet", ".root")]
+
+
 def _round(values, bits):
     "float32 numbers with so many bits of mantissa, which compress better; others as they are."
     flat = to_numpy(ak.flatten(values, axis=None))
@@ -512,10 +516,6 @@ def worker_pool(
     pool.shutdown()
 
 # %% ../nbs/00b_simulation.ipynb #b4999e40
-def _jet_files(folder):
-    return [file for file in folder.glob("[!.]*") if file.suffix in (".parquet", ".root")]
-
-
 def simulate_files(
     out,  # folder
     n=1000,  # jets of each of `classes`, or {class: jets}
@@ -543,7 +543,7 @@ def simulate_files(
     n = {CLASSES[class_indices(name)[0]]: as_number(jets, "n", 1, (100_000 - start) * shard_size)
          for name, jets in n.items()}
     if not n:
-        raise OmnijetError("classes is empty, expected at least one")
+        raise OmnijetError(f"classes is {classes}, expected at least one")
     settings = (settings,) if isinstance(settings, (str, type(None))) else tuple(settings)
     if settings:
         start_pythia(next(iter(n)), settings)  # complain here rather than in the workers

@@ -7,20 +7,27 @@ __all__ = ['QUANTITIES', 'PAPER', 'resample', 'fit_gaussians', 'resolution', 'au
            'w1_with_error', 'quantile_kl', 'number', 'identity', 'select', 'read_numbers', 'record', 'show']
 
 # %% ../nbs/00d_statistics.ipynb #6d77dec7
-import html
-import json
-import warnings
+import html, json, warnings
 from pathlib import Path
 
 import numpy as np
 
-from .files import OmnijetError, atomic, readable
+from .files import OmnijetError, as_number, atomic, readable
 from .data import CLASSES, CLASS_NAMES
 
 # %% ../nbs/00d_statistics.ipynb #e903b466
+def _sample(values, name):
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        which = f"{np.count_nonzero(~np.isfinite(values))} not finite, shape {values.shape}"
+        raise OmnijetError(f"{name}: {which}, expected finite numbers (n,)")
+    return values
+
+
 def resample(values, statistic, draws: int = 200, seed: int = 1) -> np.ndarray:
     "A statistic of values (n, …), then of `draws` samples of n drawn from them: (1 + draws, …)."
-    rng, n = np.random.default_rng(seed), len(values)
+    rng, n = np.random.default_rng(as_number(seed, "seed", 0)), as_number(len(values), "n", 1)
+    draws = as_number(draws, "draws", 0)
     drawn = (values[rng.integers(n, size=n)] for _ in range(draws))
     return np.array([statistic(values), *map(statistic, drawn)])
 
@@ -47,15 +54,13 @@ def resolution(
     difference,  # reconstructed − original, (n_jets,)
     bootstrap: int = 200,  # resamplings of the jets for the errors
     seed: int = 1,
-    least: int = 30,  # jets for a width; fewer, or a difference that is not finite: OmnijetError
 ) -> dict:  # bias, sigma_gauss, half_width with *_error (in the unit of difference), and n_jets
     "Median, Gaussian width and half-width of the central 68 % of a difference (section III A)."
-    difference = np.sort(np.asarray(difference, dtype=np.float64))
+    bootstrap = as_number(bootstrap, "bootstrap", 0)
+    difference = np.sort(_sample(difference, "difference"))
     n = len(difference)
-    if n < least:
-        raise OmnijetError(f"{n} jets are too few to fit a width (at least {least})")
-    if not np.isfinite(difference).all():
-        raise OmnijetError("a difference is not finite")
+    if n < 30:
+        raise OmnijetError(f"{n} jets are too few to fit a width (at least 30)")
     low, median, high = np.quantile(difference, [0.16, 0.5, 0.84])
     half = (high - low) / 2
     edges = np.linspace(-3, 3, 61)
@@ -75,41 +80,45 @@ def resolution(
     return result | {"n_jets": n}
 
 # %% ../nbs/00d_statistics.ipynb #92ee0137
-def _signal(labels):
-    labels = np.asarray(labels)  # as booleans: integers would be taken for positions
+def _split(scores, labels):
+    "Sorted scores of label 1 and of label 0."
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if not np.isin(labels, (0, 1)).all():
-        raise OmnijetError(f"labels for an AUC are {set(labels.tolist())}, expected 0 and 1")
-    return labels.astype(bool)
+        wrong = labels[~np.isin(labels, (0, 1))].tolist()[0]
+        raise OmnijetError(f"labels for an AUC have {wrong!r}, expected 0 or 1")
+    if scores.shape != labels.shape or np.isnan(scores).any():
+        raise OmnijetError(f"scores {scores.shape} of an AUC: expected one number for each of "
+                           f"the labels {labels.shape}")
+    signal = labels.astype(bool)  # integers would be taken for positions
+    return np.sort(scores[signal]), np.sort(scores[~signal])
+
+
+def _below(x, y):  # the share of y below each x, ties half
+    return (np.searchsorted(y, x, "left") + np.searchsorted(y, x, "right")) / 2 / len(y)
 
 
 def auc(scores, labels) -> float:
     "Area (2) for scores (n,) and labels (n,) of 0 and 1, ties counted half; NaN if one is absent."
-    from scipy.stats import rankdata
-    signal = _signal(labels)
-    n = int(signal.sum())
-    if n in (0, len(signal)):
-        return float("nan")
-    ranks = rankdata(scores)[signal].sum()
-    return float((ranks - n * (n + 1) / 2) / (n * (len(signal) - n)))
+    a, b = _split(scores, labels)
+    return float(_below(a, b).mean()) if len(a) and len(b) else float("nan")
 
 
 def auc_with_error(scores, labels) -> tuple:
-    "Area under the ROC curve and its error (3)."
-    scores, signal = np.asarray(scores), _signal(labels)
-    a, b = np.sort(scores[signal]), np.sort(scores[~signal])
-
-    def below(x, y):  # the share of y below each x, ties half
-        return (np.searchsorted(y, x, "left") + np.searchsorted(y, x, "right")) / 2 / len(y)
-
-    variance = below(a, b).var(ddof=1) / len(a) + below(b, a).var(ddof=1) / len(b)
-    return auc(scores, signal), float(np.sqrt(variance))
+    "Area under the ROC curve and its error (3), NaN for fewer than two of a label."
+    a, b = _split(scores, labels)
+    if min(len(a), len(b)) < 2:
+        return auc(scores, labels), float("nan")
+    variance = _below(a, b).var(ddof=1) / len(a) + _below(b, a).var(ddof=1) / len(b)
+    return auc(scores, labels), float(np.sqrt(variance))
 
 # %% ../nbs/00d_statistics.ipynb #24d8a36b
 def two_sample_auc(a: dict, b: dict, seed: int = 1) -> tuple:
     "AUC of boosted trees between two samples {observable: (n,)}, and its error if they are alike."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    a, b = (np.stack(list(sample.values()), axis=1) for sample in (a, b))
+    if set(a) != set(b) or min(map(len, [*a.values(), *b.values()]), default=0) < 5:
+        raise OmnijetError("two samples need the same observables of at least 5 jets each")
+    a, b = (np.stack([sample[name] for name in a], axis=1) for sample in (a, b))
     x, y = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     trees = HistGradientBoostingClassifier(max_iter=100, random_state=seed)
@@ -119,16 +128,15 @@ def two_sample_auc(a: dict, b: dict, seed: int = 1) -> tuple:
 # %% ../nbs/00d_statistics.ipynb #7a90bee4
 def w1(a, b) -> float:
     "Distance (4) of two samples (n,), (m,), in their unit."
-    x = np.sort(np.concatenate([a, b]))
-    F, G = (np.searchsorted(np.sort(sample), x[:-1], "right") / len(sample) for sample in (a, b))
-    return float(np.sum(np.abs(F - G) * np.diff(x)))
+    from scipy.stats import wasserstein_distance
+    return float(wasserstein_distance(_sample(a, "a sample"), _sample(b, "a sample")))
 
 
 def w1_with_error(real, generated=None, draws: int = 10, seed: int = 1) -> tuple:
     "Mean and spread of W1 over draws of half of each sample, or (the floor) between halves of one."
     rng, distances = np.random.default_rng(seed), []
     half = min(len(real), len(real if generated is None else generated)) // 2
-    for _ in range(draws):
+    for _ in range(as_number(draws, "draws", 1)):
         shuffled = rng.permutation(real)
         other = shuffled[half:] if generated is None else rng.permutation(generated)
         distances.append(w1(shuffled[:half], other[:half]))
@@ -137,14 +145,17 @@ def w1_with_error(real, generated=None, draws: int = 10, seed: int = 1) -> tuple
 
 def quantile_kl(reference, sample, n_bins: int = 30) -> float:
     "Divergence (5) of histograms between `n_bins` quantiles (0.1 … 99.9 %) of the reference."
-    edges = np.unique(np.quantile(reference, np.linspace(0.001, 0.999, n_bins)))
-    p, q = (np.histogram(x, edges, density=True)[0] + 1e-8 for x in (reference, sample))
-    return float(np.sum(p / p.sum() * np.log((p / p.sum()) / (q / q.sum()))))
+    from scipy.stats import entropy
+    reference, sample = _sample(reference, "reference"), _sample(sample, "sample")
+    quantiles = np.linspace(0.001, 0.999, as_number(n_bins, "n_bins", 2))
+    edges = np.unique(np.quantile(reference, quantiles))
+    counts = [np.histogram(x, edges)[0] for x in (reference, sample)]
+    return float(entropy(*(n / np.diff(edges) / max(n.sum(), 1) + 1e-8 for n in counts)))
 
 # %% ../nbs/00d_statistics.ipynb #447cfc81
 QUANTITIES = {  # key of a number: its title, its unit
     "median_constituents": ("median constituents", ""), "median_mass": ("median mass", "GeV"),
-    "shape_quantile": ("quantile", ""), "shape_quantile_ratio": ("quantile, simulated / real", ""),
+    "shape_quantile": ("simulated jets", ""), "shape_quantile_ratio": ("simulated / real jets", ""),
     "real_simulated_auc": ("AUC of boosted trees, real against simulated", ""),
     "jets_per_second": ("simulated jets a second", ""),
     "codes_used": ("share of the codes in use", ""),
@@ -193,27 +204,32 @@ PAPER = [  # arXiv:2403.05618, on JetClass: key, value, what else identifies the
 # %% ../nbs/00d_statistics.ipynb #b892b861
 _ABOUT = ("title", "value", "error", "unit", "n_jets", "paper")  # all else identifies a number
 _WORDS = dict(zip(CLASSES, CLASS_NAMES))
-_WORDS |= {"finetune": "fine-tuned", "frozen": "fixed backbone", "scratch": "from scratch"}
+_WORDS |= {"finetune": "fine-tuned", "frozen": "fixed backbone", "scratch": "from scratch",
+           "n": "constituents", "mean_dr": "mean ΔR", "largest_dr": "largest ΔR"}
+
+
+def _plain(x):  # a number of numpy or torch as Python's; None if it is not finite
+    x = x.item() if getattr(x, "shape", None) == () else x
+    return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
 def number(key: str, value, error=None, n_jets: int = None, **fields) -> dict:
-    """One number for results.json and `show`; title, unit and paper's value are from the tables.
-
-    `fields` are what else identifies it: tokenizer, jet_class, model, …; not finite: None."""
+    "A number for results.json (not finite: None), identified by its key and fields: model, size, …"
     if key not in QUANTITIES:
         raise OmnijetError(f"no quantity {key!r} (there are: {', '.join(QUANTITIES)})")
     if taken := set(fields) & set(_ABOUT):
         raise OmnijetError(f"number {key!r}: {', '.join(taken)} must come from the tables")
     title, unit = QUANTITIES[key]
-    fields = {name: x for name, x in fields.items() if x is not None}
+    fields = {name: _plain(x) for name, x in fields.items() if x is not None}
     for name, x in fields.items():
-        fields[name] = x = x.item() if isinstance(x, np.generic) else x
-        words = f"{x:,} jets" if name == "size" else f"{name} {x}"
-        title += ", " + (_WORDS.get(x, x) if isinstance(x, str) else words)
+        if not isinstance(x, (str, int, float)) or x != x:
+            raise OmnijetError(f"number {key!r}: {name} is {x!r}, expected text or a number")
+        words = {"size": "{:,} jets", "quantile": "{:.0%} quantile"}.get(name, name + " {}")
+        title += ", " + (_WORDS.get(x, x) if isinstance(x, str) else words.format(x))
     paper = next((x for known, x, which in PAPER if known == key and which == fields), None)
-    value, error = (x if x is None or isinstance(x, str) else float(x) if np.isfinite(x) else None
-                    for x in (value, error))
-    about = title, value, error, unit, None if n_jets is None else int(n_jets), paper
+    value, error = (x if isinstance(x, str) else as_number(x, name, whole=False, optional=True)
+                    for name, x in (("value", _plain(value)), ("error", _plain(error))))
+    about = title, value, error, unit, as_number(n_jets, "n_jets", 0, optional=True), paper
     return {"key": key, **fields, **dict(zip(_ABOUT, about))}
 
 
@@ -234,10 +250,10 @@ def read_numbers(run_dir, chapter: str = None) -> list:
     path = path / "results.json" if path.is_dir() else path
     with readable(path):
         chapters = json.loads(path.read_text(encoding="utf-8"))["chapters"]
-    found = [of.get("numbers", []) for name, of in chapters.items() if chapter in (None, name)]
-    if any(isinstance(numbers, dict) and numbers for numbers in found):
-        raise OmnijetError(f"{path}: numbers without keys, as of omnijet 0.1: run it again")
-    return [n for numbers in found for n in numbers]
+        found = [of.get("numbers", []) for name, of in chapters.items() if chapter in (None, name)]
+        if any(isinstance(numbers, dict) and numbers for numbers in found):
+            raise OmnijetError(f"{path}: numbers without keys, as of omnijet 0.1: run it again")
+        return [n for numbers in found for n in numbers if n["key"]]
 
 
 def record(run_dir, chapter: str, numbers: list):
@@ -248,12 +264,14 @@ def record(run_dir, chapter: str, numbers: list):
             raise OmnijetError(f"{path}: {chapter} has two numbers {n['title']!r}, expected one")
     with readable(path):
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    entry = results.setdefault("chapters", {}).setdefault(chapter, {})
-    before = entry.get("numbers", [])
-    if before and isinstance(before, dict):
-        warnings.warn(f"{path}: numbers of {chapter} without keys, as of omnijet 0.1, are replaced")
-        before = []
-    entry["numbers"] = list(({identity(n): n for n in before} | new).values())
+        if results and "chapters" not in results:
+            raise OmnijetError(f"{path}: not the results of a run (no chapters): move it away")
+        entry = results.setdefault("chapters", {}).setdefault(chapter, {})
+        before = entry.get("numbers", [])
+        if before and isinstance(before, dict):
+            warnings.warn(f"{path}: numbers of {chapter} without keys (omnijet 0.1) are replaced")
+            before = []
+        entry["numbers"] = list(({identity(n): n for n in before} | new).values())
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -10,17 +10,15 @@ __all__ = ['QUALITY', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'check_toget
            'run_tokenizers', 'class_jets', 'matching_bins']
 
 # %% ../nbs/02_token_quality.ipynb #0b1d3a82
-import warnings
-import zlib
+import warnings, zlib
 from pathlib import Path
 
 import awkward as ak
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from .files import OmnijetError, run_path
+from .files import OmnijetError, as_number, progress_bar, run_path
 from .data import CLASSES, CLASS_NAMES, FeatureScaling, Ragged, read_jets
 from .observables import OBSERVABLES, bin_edges, color, compare, observables
 from .statistics import auc, resample, resolution
@@ -40,15 +38,13 @@ def open_tokenizer(what):
 def reconstruct(
     tokenizer,  # as open_tokenizer takes it
     jets,  # as `read_jets` gives them
-    batch_size: int = 512,
 ):  # the same jets with the constituents that their tokens stand for
     "Jets through tokens and back; OmnijetError if what comes back does not belong to these jets."
     tokenizer = open_tokenizer(tokenizer)
-    tokens = tokenizer.encode(jets, batch_size=batch_size)
-    constituents = tokenizer.decode(tokens, batch_size=batch_size)
+    constituents = tokenizer.decode(tokenizer.encode(jets, batch_size=512), batch_size=512)
     check_together(jets.constituents, constituents)
     before, after = (ak.to_numpy(ak.flatten(c.pt)) for c in (jets.constituents, constituents))
-    shift = np.median(np.abs(np.log(after / before)))
+    shift = np.median(np.abs(np.log(after / before))) if len(before) else 0
     if not shift < 1:
         raise OmnijetError(f"reconstructed p_T differ by a factor of {np.exp(shift):.1f} (median): "
                            "does the tokenizer fit these features (trained with another scaling?)")
@@ -65,10 +61,9 @@ def check_together(first, second):
 
 # %% ../nbs/02_token_quality.ipynb #f6a7a737
 def code_reconstructions(tokenizer, contexts: int = 500, length: int = 50, seed: int = 1):
-    """Where each code is reconstructed, `contexts` times among `length` random codes (figure 3).
-
-    (codebook_size, contexts, 3): p_T in GeV, η_rel, φ_rel; one context if it does not matter."""
-    rng, K = np.random.default_rng(seed), tokenizer.codebook_size
+    "Each code (codes, contexts or 1, 3) in GeV and radians, among `length` random ones (figure 3)."
+    rng, K = np.random.default_rng(as_number(seed, "seed", 0)), tokenizer.codebook_size
+    contexts, length = as_number(contexts, "contexts", 1), as_number(length, "length", 1)
 
     def draw(contexts):
         codes = rng.permutation(np.tile(np.arange(K), contexts))
@@ -85,6 +80,7 @@ def code_reconstructions(tokenizer, contexts: int = 500, length: int = 50, seed:
 # %% ../nbs/02_token_quality.ipynb #01dab105
 def occupied_cells(jets, step: float = 0.2) -> np.ndarray:
     "Centres (n_cells, 3), in scaled features, of all cells in which these jets have a constituent."
+    step = as_number(step, "step", above=0, whole=False)
     features = FeatureScaling().scale(Ragged.from_jets(jets).content.astype(np.float64))
     return (np.unique(np.floor(features / step), axis=0) + 0.5) * step
 
@@ -92,7 +88,7 @@ def occupied_cells(jets, step: float = 0.2) -> np.ndarray:
 def coverage(points, cells, delta: float = 0.2) -> tuple:
     "The share of cells closer than `delta` to any of points (…, 3), p_T, η_rel, φ_rel; its error."
     from scipy.spatial import cKDTree
-
+    delta = as_number(delta, "delta", above=0, whole=False)
     points = FeatureScaling().scale(np.reshape(points, (-1, 3)).astype(np.float64))
     tree = cKDTree(points[np.isfinite(points).all(axis=1)])
     share = np.mean(tree.query(cells, distance_upper_bound=delta, workers=-1)[0] < delta)
@@ -103,11 +99,9 @@ QUALITY = ("mass", "pt", "tau32", "tau21")  # observables of figures 4 and 8–1
 
 
 def measure(tokenizers: dict, jets, names=QUALITY) -> tuple:
-    """Observables {"original" or name: {observable: (n_jets,)}}, reconstructed jets {name: jets}.
-
-    A tokenizer that fails is left out with a warning; OmnijetError if none is left."""
+    "Observables {original, name: {observable: (n_jets,)}}, jets {name: jets}; failures: warnings."
     values, reconstructed = {"original": observables(jets, names)}, {}
-    for name, tokenizer in tqdm(tokenizers.items(), desc="reconstruct", leave=False):
+    for name, tokenizer in progress_bar(tokenizers.items(), desc="reconstruct"):
         try:
             reconstructed[name] = reconstruct(tokenizer, jets)
             values[name] = observables(reconstructed[name], names)
@@ -121,10 +115,8 @@ def measure(tokenizers: dict, jets, names=QUALITY) -> tuple:
 
 
 def resolutions(values: dict, labels, bootstrap: int = 200, seed: int = 1) -> dict:
-    """{(tokenizer, class index, observable): as `resolution` gives it} of what `measure` gives.
-
-    Classes with too few jets are left out with a warning."""
-    result, original = {}, values["original"]
+    "{(tokenizer, class index, observable): `resolution`} of `measure`; small classes: a warning."
+    result, original, bootstrap = {}, values["original"], as_number(bootstrap, "bootstrap", 0)
     for index, title in enumerate(CLASS_NAMES):
         here = np.asarray(labels) == index
         try:
@@ -144,6 +136,7 @@ def compare_tokenizers(
     seed: int = 1,
 ) -> dict:  # {observable: (resolution of the first, of the second)}
     "Print how well two tokenizers, A and B, keep the observables of the same jets, and return it."
+    bootstrap, seed = as_number(bootstrap, "bootstrap", 0), as_number(seed, "seed", 0)
     both = [open_tokenizer(tokenizer) for tokenizer in (first, second)]
     scalings = [getattr(tokenizer, "scaling", None) for tokenizer in both]
     if None not in scalings and scalings[0] != scalings[1]:
@@ -153,14 +146,14 @@ def compare_tokenizers(
     for letter, given, tokenizer in zip("AB", (first, second), both):
         name = given if isinstance(given, (str, Path)) else type(given).__name__
         print(f"{letter}: {name}, {tokenizer.codebook_size} codes")
-    heads = [f"{what} {letter}" for what in ("bias", "σ", "half-width") for letter in "AB"]
-    print(f"{len(jets)} jets".ljust(16) + "".join(head.rjust(18) for head in heads))
+    rows = [[f"{len(jets)} jets", "bias A", "bias B", "σ A", "σ B", "half-width A", "half-width B"]]
     for name in names:
-        differences = [other[name] - original[name] for other in others]
-        result[name] = [resolution(difference, bootstrap, seed) for difference in differences]
-        cells = [f"{r[key]:.3g} ± {r[key + '_error']:.2g}"
-                 for key in ("bias", "sigma_gauss", "half_width") for r in result[name]]
-        print((name + _unit(name)).ljust(16) + "".join(cell.rjust(18) for cell in cells))
+        result[name] = [resolution(other[name] - original[name], bootstrap, seed)
+                        for other in others]
+        rows.append([name + _unit(name), *(f"{r[key]:.3g} ± {r[key + '_error']:.2g}"
+                     for key in ("bias", "sigma_gauss", "half_width") for r in result[name])])
+    for first, *cells in rows:
+        print(first.ljust(16) + "".join(cell.rjust(18) for cell in cells))
     return result
 
 
@@ -171,14 +164,12 @@ def _unit(observable):
 def plot_differences(ax, values: dict, labels, found: dict, observable: str, index: int, edges):
     "Reconstructed − original for one class; values from `measure`, widths from `resolutions`."
     import mplhep
-
     here = np.asarray(labels) == index
     for name in [name for name in values if name != "original"]:
         difference = (values[name][observable] - values["original"][observable])[here]
         density = np.histogram(difference, edges)[0] / max(len(difference), 1) / np.diff(edges)
-        fit, label = found.get((name, index, observable)), name
-        if fit:
-            label += f", σ = {fit['sigma_gauss']:.2g}{_unit(observable)}"
+        fit = found.get((name, index, observable))
+        label = f"{name}, σ = {fit['sigma_gauss']:.2g}{_unit(observable)}" if fit else name
         mplhep.histplot((density, edges), ax=ax, color=color(name), label=label, edges=False)
     if not any(key[1:] == (index, observable) for key in found):
         few = f"{here.sum()} jets:\ntoo few for a width"
@@ -198,7 +189,6 @@ def difference_edges(values: dict, observable: str, here=slice(None)) -> np.ndar
 def plot_class_differences(values: dict, labels, found: dict, observable: str):
     "Reconstructed − original of one observable for all ten classes (figures 8–11)."
     import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(2, 5, figsize=(17, 6.6), sharex=True)
     edges = difference_edges(values, observable)
     for index, ax in enumerate(axes.flat):
@@ -214,7 +204,6 @@ def plot_class_differences(values: dict, labels, found: dict, observable: str):
 def plot_class_distributions(values: dict, labels, observable: str):
     "One observable before and after for all ten classes, with ratios (figures 8–11)."
     import matplotlib.pyplot as plt
-
     grid = {"height_ratios": [3, 1, 0.75, 3, 1], "hspace": 0.07, "wspace": 0.28}
     fig, axes = plt.subplots(5, 5, figsize=(17, 8.5), gridspec_kw=grid, sharex="col")
     samples = {name: of[observable] for name, of in values.items()}
@@ -281,6 +270,10 @@ class Transformer(nn.Module):
 
     def __init__(self, width=128, blocks=5, class_blocks=2, heads=8, n_classes=10):
         super().__init__()
+        width, heads = as_number(width, "width", 1), as_number(heads, "heads", 1)
+        blocks, class_blocks = as_number(blocks, "blocks", 0), as_number(class_blocks, "blocks", 1)
+        if width % heads:
+            raise OmnijetError(f"heads is {heads}, expected a divisor of the width {width}")
         self.project = Linear(3, width)
         self.blocks = nn.ModuleList(NormFormerBlock(width, heads, 0.1) for _ in range(blocks))
         self.token = nn.Parameter(torch.randn(1, 1, width))
@@ -326,12 +319,12 @@ SCHEDULES = {  # learning rates at the start, at most and at the end (appendix A
 
 def train_tagger(kind: str, data, val, epochs: int, batch_size: int = 512, seed: int = 1,
                  sizes: dict = None, lr: float = None, out=None, progress: bool = True):
-    """A Tagger of kind "DeepSets" or "Transformer" (of these sizes), trained on Ragged jets.
-
-    `lr`: the largest of the one-cycle schedule; `out`: a folder, where a training goes on."""
-    torch.manual_seed(seed)
+    "A Tagger (kind in SCHEDULES) trained on Ragged jets; lr: the largest; out: where it goes on."
+    if kind not in SCHEDULES:
+        raise OmnijetError(f"no kind {kind!r} (there are: {', '.join(SCHEDULES)})")
+    torch.manual_seed(as_number(seed, "seed", 0))
     tagger = Tagger(DeepSets() if kind == "DeepSets" else Transformer(**(sizes or {})))
-    paper = SCHEDULES[kind]
+    paper, lr = SCHEDULES[kind], as_number(lr, "lr", above=0, whole=False, optional=True)
     start, highest, end = (rate * (lr or paper[1]) / paper[1] for rate in paper)
     config = TrainingConfig(epochs, batch_size, highest, lr_start=start, lr_end=end, seed=seed,
                             schedule="one-cycle", weight_decay=0.01, grad_clip=5.0)
@@ -343,11 +336,11 @@ def train_tagger(kind: str, data, val, epochs: int, batch_size: int = 512, seed:
 
 
 @torch.inference_mode()
-def predict(tagger, data, batch_size: int = 1024) -> np.ndarray:
+def predict(tagger, data) -> np.ndarray:
     "Class probabilities of each jet, (n_jets, 10)."
     where, result = device(), np.empty((len(data), len(CLASSES)), np.float32)
     tagger.to(where).eval()
-    for batch in batches(data, batch_size, device=where):
+    for batch in batches(data, 1024, device=where):
         logits = tagger(batch["x"], batch["mask"])
         result[batch["index"].cpu().numpy()] = logits.softmax(1).float().cpu().numpy()
     return result
@@ -356,16 +349,16 @@ def predict(tagger, data, batch_size: int = 1024) -> np.ndarray:
 def confusion(probabilities, labels) -> np.ndarray:
     "The shares of each true class (a row) given to each class; rows sum to 1, or 0 if absent."
     from sklearn.metrics import confusion_matrix
-
     classes = range(probabilities.shape[1])
     return confusion_matrix(labels, probabilities.argmax(1), labels=classes, normalize="true")
 
 
 def evaluate(probabilities, labels, bootstrap: int = 100, seed: int = 1) -> dict:
-    """Of probabilities (n, 10): accuracy, auc (10,), mean_auc with *_error; confusion; n_jets.
-
-    The AUC of each class is against the rest, NaN if the class is absent."""
-    labels = np.asarray(labels)
+    "Of (n, 10): accuracy, auc (10,) against the rest or NaN, mean_auc, *_error, confusion, n_jets."
+    labels, bootstrap = np.asarray(labels), as_number(bootstrap, "bootstrap", 0)
+    if np.shape(probabilities) != (len(labels), len(CLASSES)):
+        raise OmnijetError(f"probabilities have the shape {np.shape(probabilities)}, "
+                           f"expected {len(labels), len(CLASSES)}, as labels")
     right = probabilities.argmax(1) == labels
 
     def statistic(drawn):
@@ -386,21 +379,19 @@ def evaluate(probabilities, labels, bootstrap: int = 100, seed: int = 1) -> dict
 def score_trainings(trained: dict, labels, bootstrap: int = 100, seed: int = 1) -> dict:
     """Means of `evaluate` over trainings {(kind, name): [probabilities (n, 10), one array a seed]}.
 
-    With spread (of the accuracy, between seeds, in its error) and right (n,), share of seeds."""
+    With the accuracy's spread between seeds, part of its error, and right (n,), share of seeds."""
     scores = {}
     for key, runs in trained.items():
-        every = [evaluate(p, labels, bootstrap, seed) for p in runs]
+        every = [evaluate(p, labels, bootstrap, seed) | {"right": p.argmax(1) == labels}
+                 for p in runs]
         scores[key] = {name: np.mean([one[name] for one in every], axis=0) for name in every[0]}
-        right = np.mean([p.argmax(1) == labels for p in runs], axis=0)
-        scores[key] |= {"n_jets": len(labels), "right": right}
-    for kind in dict.fromkeys(kind for kind, _ in trained):
-        own = [key for key in trained if key[0] == kind]
-        accuracies = [[(p.argmax(1) == labels).mean() for p in trained[key]] for key in own]
-        n = len(accuracies[0])
-        spread = np.sqrt(np.mean(np.var(accuracies, axis=1, ddof=1)) / n) if n > 1 else 0.0
-        for key in own:
-            error = np.hypot(scores[key]["accuracy_error"], spread)
-            scores[key] |= {"spread": spread, "accuracy_error": error}
+        scores[key]["n_jets"] = len(labels)
+    for kind, name in trained:
+        own = [[(p.argmax(1) == labels).mean() for p in runs]
+               for (other, _), runs in trained.items() if other == kind]
+        n, score = len(own[0]), scores[kind, name]
+        score["spread"] = np.sqrt(np.mean(np.var(own, axis=1, ddof=1)) / n) if n > 1 else 0.0
+        score["accuracy_error"] = np.hypot(score["accuracy_error"], score["spread"])
     return scores
 
 
@@ -414,7 +405,6 @@ def accuracy_lost(scores: dict, kind: str, name: str) -> tuple:
 def plot_confusion(matrices: dict, names=CLASS_NAMES):
     "Confusion matrices {title: (n, n) shares, a row for each true class} side by side."
     import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(matrices), figsize=(6.2 * len(matrices), 6), squeeze=False)
     for ax, (title, shares) in zip(axes[0], matrices.items()):
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -442,13 +432,14 @@ def run_tokenizers(run_dir) -> dict:
     if not tokenizers:
         raise OmnijetError(f"{folder} holds no tokenizer: run chapter 01_vqvae first")
     kinds = {"binned": 0, "unconditional": 1, "conditional": 2}
-    order = {name: (kinds.get(name.split("-")[0], 3), tokenizer.codebook_size, name)
-             for name, tokenizer in tokenizers.items()}
-    return {name: tokenizers[name] for name in sorted(order, key=order.get)}
+    return dict(sorted(tokenizers.items(), key=lambda item: (
+        kinds.get(item[0].split("-")[0], 3), item[1].codebook_size, item[0])))
 
 
 def class_jets(run_dir, split: str, max_jets: int, tops: int = None):
     "Up to so many jets of each class (`tops` of t → bqq′); a class without is named in a warning."
+    max_jets = as_number(max_jets, "max_jets", 1)
+    tops = as_number(tops, "tops", 1, optional=True)
     found, folder = [], run_path(run_dir, "data", split, chapter="00b_simulation")
     for name in CLASSES:
         most = tops if tops and name == "TTBar" else max_jets

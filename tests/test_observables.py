@@ -135,3 +135,63 @@ def test_compare_and_save(tmp_path):
         compare({"a": [1.0], "b": []})
     with pytest.raises(OmnijetError, match="none of the samples"):
         compare({"a": [1.0]}, reference="c")
+
+
+def test_odd_options():
+    jets = sample_jets("TTBar", 3)
+    assert list(observables(jets, "mass")) == ["mass"] and n_subjettiness(jets, N=np.int8(2)).shape == (3, 1)
+    for wrong in (dict(N=0), dict(N=1.5), dict(beta=0), dict(beta=np.nan), dict(R0=-1), dict(batch_size=-1)):
+        with pytest.raises(OmnijetError, match=f"^{next(iter(wrong))} is"):
+            n_subjettiness(jets, **wrong)
+    with pytest.raises(OmnijetError, match="^beta is"):
+        d2(jets, beta="far")
+
+
+def test_missing_values_and_no_lists():
+    one = {"pt": 7.0, "eta_rel": 0.3, "phi_rel": 0.1}
+    for jets in ([[one], None], [[one, None]], [[one | {"pt": None}]], [one]):
+        with pytest.raises(OmnijetError, match="expected lists, nothing missing"):
+            observables(ak.Array(jets))
+    with pytest.raises(OmnijetError, match="jet 0 has a constituent"):
+        jet_mass([[one | {"eta_rel": 2000.0}]])
+
+
+def test_samples_and_bins_that_cannot_be_drawn():
+    import matplotlib.pyplot as plt
+
+    for values in ([1.0, np.nan], [np.inf, 1.0]):
+        with pytest.raises(OmnijetError, match="sample 'b' has a value that is not finite"):
+            compare({"a": [1.0], "b": values})
+    for bins in (0, -1, 1.5, None, np.nan, [1.0, 1.0], [1.0], (3, 2, 1)):
+        with pytest.raises(OmnijetError, match="^bins"):
+            compare({"a": [1.0, 2.0]}, bins=bins)
+    for bins in (np.int64(3), np.array(3), (np.int8(3), 0, 1)):
+        plt.close(compare({"a": ak.Array([1.0, 2.0])}, bins=bins))
+
+
+def test_style_starts_from_the_defaults_and_leaves_the_backend():
+    import matplotlib.pyplot as plt
+
+    from omnijet.observables import style
+
+    backend = plt.get_backend()
+    with plt.rc_context({"text.usetex": True, "figure.constrained_layout.use": True, "axes.formatter.use_locale": True}):
+        style()
+        assert not (plt.rcParams["text.usetex"] or plt.rcParams["figure.constrained_layout.use"] or plt.rcParams["axes.formatter.use_locale"])
+        assert plt.get_backend() == backend and plt.rcParams["figure.figsize"] == [6, 5]
+
+
+def test_a_figure_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    fig, write = compare({"a": [1.0, 2.0]}), Figure.savefig
+
+    def half(self, path, **options):
+        write(self, path, **options)
+        if options["format"] == "png":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OmnijetError, match="fig.png: cannot be written"):
+        save_figure(fig, tmp_path, "fig")
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["fig.pdf"]

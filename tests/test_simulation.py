@@ -373,3 +373,66 @@ def test_jets_of_other_pythia_settings_are_not_taken_for_these(tmp_path, monkeyp
     with pytest.raises(OmnijetError, match=r"pythia \[\], expected \['TimeShower:alphaSvalue = 0.12'\]"):
         holds(shard.path, shard.facts())
     assert not holds(shard.path, shard.facts(), replace=True)
+
+
+@pytest.mark.parametrize("wrong", [dict(seed=-1), dict(seed=2**63), dict(seed=True), dict(workers=-1), dict(workers="all"), dict(shard_size=0), dict(start=-1),
+                                   dict(start=100_000), dict(mantissa_bits=0), dict(mantissa_bits=24), dict(replace="yes"), dict(n={"TTBar": -1}), dict(classes=[])])
+def test_options_out_of_range_name_themselves(wrong, tmp_path):
+    with pytest.raises(OmnijetError, match=f"^{next(iter(wrong))} is"):
+        simulate_files(tmp_path / "out", **{"n": 1, "progress": False} | wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_any_library(tmp_path):
+    options = dict(seed=np.array(3), workers="1", shard_size=np.int64(1), start="4", mantissa_bits=np.uint8(10))
+    files = simulate_files(tmp_path, {"TTBar": np.int8(2), "label_Hbb": "1"}, settings="TimeShower:alphaSvalue = 0.12", progress=False, **options)
+    assert [file.name for file in files] == ["TTBar_00004.parquet", "TTBar_00005.parquet", "HToBB_00004.parquet"]
+    about = read_metadata(files[0])
+    assert about["settings"] == ["TimeShower:alphaSvalue = 0.12"] and (about["seed"], about["index"]) == (3, 4)
+
+
+@pytest.mark.parametrize("settings", ["", "!x", "x", ["PartonShowers:model = 9"], [3], None, ["25:onMode = off\n24:onMode = off"]])
+def test_settings_that_pythia_would_pass_over(settings, capfd):
+    with pytest.raises(OmnijetError, match="Pythia has no setting"):
+        simulate("TTBar", 1, settings=settings)
+
+
+def test_settings_without_jets_end(monkeypatch):
+    monkeypatch.setattr(simulation, "BATCH", 1)
+    with pytest.raises(OmnijetError, match="no jet of ZToQQ in 100 events"):
+        simulate("ZToQQ", 1, settings=["PhaseSpace:pTHatMin = 20", "PhaseSpace:pTHatMax = 60"])
+
+
+def test_what_others_made_is_kept(tmp_path):
+    sample = ak.from_parquet(Path(__file__).parents[1] / "data" / "TTBar.parquet")[:3]
+    write_columns(sample, tmp_path / "a" / "mine.parquet")
+    with pytest.raises(OmnijetError, match="mine.parquet: not simulated here"):
+        simulate_files(tmp_path / "a", 1, "TTBar", replace=True, workers=1, progress=False)
+    write_columns(sample, tmp_path / "val_5M" / "TTBar_120.root")
+    write_columns(sample, tmp_path / "run" / "val" / "TTBar_120.root")
+    before = (tmp_path / "run" / "val" / "TTBar_120.root").read_bytes()
+    with pytest.raises(OmnijetError, match="TTBar_120.root: no link"):
+        link_jetclass(tmp_path, tmp_path / "run", "val", {"TTBar": 2})
+    assert (tmp_path / "run" / "val" / "TTBar_120.root").read_bytes() == before
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "val").symlink_to(tmp_path / "val_5M")
+    with pytest.raises(OmnijetError, match="TTBar_120.root: no link"):
+        link_jetclass(tmp_path, tmp_path / "same", "val", {"TTBar": 2})
+    assert len(read_jets(tmp_path / "val_5M")) == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_a_script_without_a_main_guard(how, tmp_path):
+    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom omnijet.simulation import simulate_files\nsimulate_files({str(tmp_path)!r}, 9000, 'TTBar', shard_size=3, workers=2)\n"
+    (tmp_path / "script.py").write_text(script)
+    run = subprocess.Popen([sys.executable, tmp_path / "script.py"], stderr=subprocess.PIPE, start_new_session=True)
+    while not list(tmp_path.glob("TTBar_*.parquet")) and run.poll() is None:
+        time.sleep(0.02)
+    run.send_signal(how)
+    assert run.wait(timeout=20) != 0
+    for _ in range(100):  # nobody of its group is left, but for what the system has yet to bury
+        states = subprocess.run(["ps", "-o", "stat=", "-g", str(run.pid)], capture_output=True, text=True).stdout.split()
+        if all(state.startswith("Z") for state in states):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{states} left")

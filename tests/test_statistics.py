@@ -80,7 +80,7 @@ def test_labels_of_any_type_are_labels(kind):
 @pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 1, 1], [0.0, 0.5, 1.0], [0, 1, np.nan], ["0", "1", "1"]])
 def test_other_labels_are_refused(labels):
     for area in (auc, auc_with_error):
-        with pytest.raises(OmnijetError, match="expected 0 and 1"):
+        with pytest.raises(OmnijetError, match="0 or 1"):
             area(np.arange(3.0), labels)
 
 
@@ -197,3 +197,57 @@ def test_show():
     assert "0.571 ± 0.012" in table and "12,000" in table and "&lt;b&gt;" in table and "—" in table
     assert "more than 1,000" in table and "<td>10,000</td>" in table and "1,234,567" in table
     assert "2 more in results.json" in show(numbers, rows=2).data and "more in" not in table
+
+
+@pytest.mark.parametrize("wrong", [[], [1.0, np.nan], [np.inf], [[1.0, 2.0]], 3.0])
+def test_samples_that_cannot_be_compared(wrong):
+    for distance in (w1, quantile_kl):
+        for pair in ((wrong, [1.0, 2.0]), ([1.0, 2.0], wrong)):
+            with pytest.raises(OmnijetError, match="expected finite numbers"):
+                distance(*pair)
+    assert np.isfinite(quantile_kl([1.0, 2.0, 3.0], [50.0]))  # far outside
+
+
+def test_scores_and_labels_belong_together():
+    for scores, labels in (([0.1, 0.2], [0, 1, 1]), ([0.1, np.nan], [0, 1]), ([0.1, 0.2], [[0, 1]])):
+        with pytest.raises(OmnijetError, match="expected one number for each"):
+            auc(scores, labels)
+    assert np.isnan(auc_with_error([0.1, 0.2, 0.3], [0, 0, 1])[1]) and auc([0.1, 0.2, 0.3], [0, 0, 1]) == 1
+
+
+@pytest.mark.parametrize("call", [lambda x: resample(np.arange(3), np.mean, draws=x), lambda x: w1_with_error(np.arange(9.0), draws=x),
+                                  lambda x: resolution(np.arange(40.0), bootstrap=x), lambda x: quantile_kl([1.0, 2.0], [1.0], n_bins=x)])
+def test_counts_that_cannot_be(call):
+    for wrong in (-1, 1.5, "many", True, np.nan):
+        with pytest.raises(OmnijetError, match="is .*, expected a whole number"):
+            call(wrong)
+    call(np.int8(4))
+    call("4")
+
+
+def test_two_samples_need_the_same_observables():
+    for pair in (({"a": [1.0] * 9}, {"b": [1.0] * 9}), ({"a": [1.0] * 9}, {"a": [1.0] * 4}), ({}, {})):
+        with pytest.raises(OmnijetError, match="same observables"):
+            two_sample_auc(*pair)
+
+
+@pytest.mark.parametrize("value, kept", [(np.array(2.0), 2.0), (torch.tensor(3), 3.0), (None, None), (np.float16(np.nan), None), (torch.tensor(np.inf), None)])
+def test_values_of_any_library(value, kept):
+    n = number("auc", value, value, n_jets=np.array(7), size=np.array(100))
+    assert n["value"] == n["error"] == kept and n["n_jets"] == 7 and n["size"] == 100
+    json.dumps(n, allow_nan=False)
+    for wrong in (dict(value=[1]), dict(value=np.ones(1)), dict(value=1, n_jets=-1), dict(value=1, size=[1])):
+        with pytest.raises(OmnijetError):
+            number("auc", **wrong)
+
+
+def test_titles_of_quantiles():
+    assert number("shape_quantile", 90.0, observable="mass", quantile=0.1, jet_class="HToBB")["title"] == "simulated jets, mass, 10% quantile, H → bb"
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"mine": 1}', '{"chapters": []}', '{"chapters": {"03_gpt": 3}}', '{"chapters": {"03_gpt": {"numbers": [1]}}}'])
+def test_results_of_others_are_kept(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(OmnijetError, match="results.json"):
+        record(tmp_path, "03_gpt", [number("auc", 0.5)])
+    assert (tmp_path / "results.json").read_text() == text

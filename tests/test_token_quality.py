@@ -255,3 +255,32 @@ def test_reconstruct_keeps_the_rest(jets, binned):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measure({"binned-21": binned}, jets[:5])
+
+
+def test_numbers_are_checked_before_any_work(jets, binned, tmp_path):
+    values, _ = measure({"binned-21": binned}, jets)
+    data = Ragged.from_jets(jets)
+    calls = {"bootstrap": [lambda x: resolutions(values, jets.label, x), lambda x: evaluate(np.ones((1, 10)), [0], x),
+                           lambda x: compare_tokenizers("nosuch", binned, jets, bootstrap=x)],
+             "contexts": [lambda x: code_reconstructions(binned, x)], "length": [lambda x: code_reconstructions(binned, 1, x)],
+             "delta": [lambda x: coverage(np.ones((1, 3)), np.ones((1, 3)), x)], "step": [lambda x: occupied_cells(jets, x)],
+             "max_jets": [lambda x: class_jets(tmp_path, "test", x)], "tops": [lambda x: class_jets(tmp_path, "test", 1, x)],
+             "seed": [lambda x: train_tagger("DeepSets", data, None, 1, seed=x)], "lr": [lambda x: train_tagger("DeepSets", data, None, 1, lr=x)],
+             "width": [lambda x: Transformer(width=x)], "heads": [lambda x: Transformer(heads=x)]}
+    for name, several in calls.items():
+        for call in several:
+            for wrong in (-1, np.nan, "many", True):
+                with pytest.raises(OmnijetError, match=f"^{name} is"):
+                    call(wrong)
+    with pytest.raises(OmnijetError, match="heads is 3, expected a divisor"):
+        Transformer(width=np.int64(8), heads="3")
+    with pytest.raises(OmnijetError, match="no kind 'DeepSet'"):
+        train_tagger("DeepSet", data, None, 1)
+    with pytest.raises(OmnijetError, match="shape"):
+        evaluate(np.ones((2, 10)), [0])
+
+
+def test_no_jets_come_back_as_none(jets, binned):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(reconstruct(binned, jets[:0])) == 0
