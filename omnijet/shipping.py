@@ -81,7 +81,7 @@ def model_card(model: str, origin: dict, numbers: list, run: dict) -> str:  # ru
     "What a model is, how it was made (`origin` of its config.json), what it reaches."
     training, device = origin.get("training") or {}, origin.get("device", run["device"])
     made = {what: training[name] for name, what in TRAINING.items() if name in training}
-    made = {what: f"{round(x) if x > 100 else x:,}" for what, x in made.items()}
+    made = {what: f"{round(x) if x >= 10 else x:,}" for what, x in made.items()}
     made |= {"device": device, "seed": run["seed"], "date": run["date"][:10],
              "versions": ", ".join(map(" ".join, run["versions"].items())),
              "git commit": run["git_commit"], "licence": "MIT",
