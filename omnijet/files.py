@@ -117,9 +117,9 @@ def make_folder(path):
 def atomic(path):
     "Write a file or folder beside its final name, then rename it: `with atomic(path) as tmp`."
     path = Path(path)
-    path = path.resolve() if path.is_symlink() and path.is_dir() else path  # the link stays
-    tmp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with writing(path):
+        path = path.resolve() if path.is_symlink() and path.is_dir() else path  # the link stays
+        tmp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield tmp

@@ -544,6 +544,7 @@ def train(
         run.end_epoch(val, on_epoch)
         run.save(same)
     run.bar.close()
+    fabric.barrier()  # no rank ends its process while another still saves
 
     model.to("cpu").eval()
     best = run.best_weights
