@@ -503,7 +503,7 @@ def worker_pool(
     if executor is not None:
         yield executor
         return
-    from joblib.externals.loky import ProcessPoolExecutor
+    from loky import ProcessPoolExecutor
     pool = ProcessPoolExecutor(workers, initializer=_leave_with_parent, initargs=[os.getpid()])
     try:
         yield pool

@@ -8,6 +8,7 @@ __all__ = ['IN_MEMORY', 'POSITIVE', 'FROM_ZERO', 'BOUNDS', 'CHOICES', 'LengthBuc
            'plot_history']
 
 # %% ../nbs/00e_training.ipynb #6b12ba79
+import io
 import json
 import math
 import time
@@ -416,8 +417,10 @@ def save(self: _Run, same):
             "seconds": self.seconds + self.saved - self.started, "same": same,
             "random": [torch.get_rng_state(), *cuda], "origin": json.dumps(origin())}
     states = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+    whole = io.BytesIO()  # torch's own writer does not say when a disk is full
+    torch.save({**states, "omnijet": kept}, whole)
     with atomic(self.out / "last.ckpt") as temporary:
-        torch.save({**states, "omnijet": kept}, temporary)
+        temporary.write_bytes(whole.getbuffer())
     with atomic(self.out / "history.json") as temporary:
         Path(temporary).write_text(json.dumps(self.history, indent=1))
 

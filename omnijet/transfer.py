@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import awkward as ak
-import joblib
+import loky
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -434,7 +434,7 @@ def sweep(
     n_val, n_test = (as_number(n, name, low=len(classes), optional=True)
                      for name, n in {"n_val": n_val, "n_test": n_test}.items())
     memory = torch.cuda.mem_get_info()[0] if device().type == "cuda" else np.inf
-    here = max(1, int(min(joblib.cpu_count(), memory // 6e9)))  # one a core, 6 GB of a GPU each
+    here = max(1, int(min(loky.cpu_count(), memory // 6e9)))  # one a core, 6 GB of a GPU each
     workers = as_number(workers, "workers", low=0, optional=True) or here
     files = [*backbone.glob("*.safetensors"), *Path(run_dir, "tokens").rglob("*.parquet")]
     sums = tuple(checksum(file, "sha256")[:16] for file in sorted(files))

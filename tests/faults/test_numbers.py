@@ -123,7 +123,7 @@ def test_a_jet_that_is_no_number_stops_the_training(tmp_path):
         train(model, sample(), sample(seed=1), config, tmp_path / "broken", progress=False)
     assert f"jets with id {model.where % 2**64} hold values that are not finite" in str(error.value)
     kept = torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)
-    assert len(kept["omnijet"]["history"]) == 2 and all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+    assert len(kept["omnijet"]["history"]) == 2 and all(torch.isfinite(v).all() for v in kept["model"].values())
     again = Mean()
     train(again, sample(), sample(seed=1), config, tmp_path / "broken", progress=False)
     assert torch.equal(again.value, whole.value)                                    # goes on from the good checkpoint, to the same weights
