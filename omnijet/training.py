@@ -8,6 +8,7 @@ __all__ = ['IN_MEMORY', 'POSITIVE', 'FROM_ZERO', 'BOUNDS', 'CHOICES', 'LengthBuc
            'plot_history']
 
 # %% ../nbs/00e_training.ipynb #6b12ba79
+import gc
 import io
 import json
 import math
@@ -548,6 +549,9 @@ def train(
         run.save(same)
     run.bar.close()
     fabric.barrier()  # no rank ends its process while another still saves
+    if fabric.world_size > 1:  # what holds the group of processes is gone before they end
+        del run.task, run.optimizer
+        gc.collect()
 
     model.to("cpu").eval()
     best = run.best_weights

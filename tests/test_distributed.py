@@ -43,6 +43,8 @@ history = train(model, data, data, config, out=folder / "out", progress=False)
 rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 losses = [(row["train_loss"], row["val_loss"]) for row in history]
 (folder / f"rank{rank}.json").write_text(json.dumps({"seen": model.seen, "value": model.value.item(), "losses": losses}))
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 TWO = {"devices": 2, "strategy": "ddp"}
 SLURM = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_ID": "12345",
