@@ -149,7 +149,8 @@ def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
         if executed:
             text = json.dumps(executed, ensure_ascii=False)
             text = text.replace(str(folder), f"runs/{folder.name}")
-            text = text.replace(f"{folder.parent.parent}/", "")
+            if len(folder.parents) > 2:  # of a run near the root it would be every //
+                text = text.replace(f"{folder.parent.parent}/", "")
             text = re.sub(rf"{tempfile.gettempdir()}/tmp\w{{8}}\b", "tmp", text)
             found, cells = json.loads(text)["cells"], read_json(path)["cells"]
             outputs = {"".join(cell["source"]): cell.get("outputs", []) for cell in found}

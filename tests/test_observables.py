@@ -4,12 +4,10 @@ import warnings
 import awkward as ak
 import numpy as np
 import pytest
-from scipy.optimize import curve_fit
 
 from omnijet.files import OmnijetError
 from omnijet.data import sample_jets
 from omnijet.observables import OBSERVABLES, compare, d2, jet_eta, jet_mass, jet_pt, n_constituents, n_subjettiness, n_subjettiness_written_out, observables, save_figure
-from omnijet.statistics import fit_gaussians, resolution
 
 
 @pytest.fixture(scope="module")
@@ -95,33 +93,6 @@ def test_bad_constituents():
         observables(ak.Array([good]), ["tau99"])
     with pytest.raises(OmnijetError, match='"kt" or "wta"'):
         n_subjettiness(ak.Array([good]), axes="antikt")
-
-
-def test_gaussian_fit_is_scipys():
-    rng, edges = np.random.default_rng(3), np.linspace(-3, 3, 61)
-    x = (edges[1:] + edges[:-1]) / 2
-    samples = [rng.normal(0, 1, 500), rng.standard_t(2, 5000), rng.normal(0.4, 0.7, 100), rng.exponential(1, 2000) - 0.7]
-    counts = np.array([np.histogram(s, edges)[0] for s in samples], dtype=float)
-    fitted = np.array(fit_gaussians(counts, x, steps=300)).T
-    for histogram, ours in zip(counts, fitted):
-        theirs, _ = curve_fit(lambda x, a, m, s: a * np.exp(-((x - m) / s)**2 / 2), x, histogram, p0=(histogram.max(), 0, 1), bounds=([0, -3, 0.1], [np.inf, 3, 6]))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
-
-
-def test_bootstrap_errors_are_the_spread_of_experiments():
-    rng = np.random.default_rng(5)
-    fits = [resolution(rng.normal(1, 3, 400), bootstrap=100, seed=i) for i in range(60)]
-    for name in ("bias", "sigma_gauss", "half_width"):
-        spread, claimed = np.std([f[name] for f in fits]), np.mean([f[name + "_error"] for f in fits])
-        assert 0.6 < claimed / spread < 1.6, name
-
-
-def test_resolution_edges():
-    with pytest.raises(OmnijetError, match="12 jets are too few"):
-        resolution(np.arange(12.0))
-    with pytest.raises(OmnijetError, match="not finite"):
-        resolution(np.append(np.arange(50.0), np.inf))
-    assert resolution(np.full(50, 2.5))["sigma_gauss"] == 0 and resolution(np.full(50, 2.5))["bias"] == 2.5
 
 
 def test_compare_and_save(tmp_path):
