@@ -667,7 +667,7 @@ class JetStream:
                                f"{', '.join(wrong)}")
         self.epoch, self.batch = state["epoch"], state["batch"]
 
-
+# %% ../nbs/00_data.ipynb #6498bcca
 def data_module(train, val=None, **options):  # paths; of `JetStream`
     "Streams for a Lightning module of your own; each rank of the trainer gets its share."
     import lightning

@@ -41,7 +41,8 @@ def as_number(
         return None
     number = value.item() if getattr(value, "shape", None) == () else value
     try:
-        number = float(number) if isinstance(number, str) else number
+        if isinstance(number, str):
+            number = int(number) if re.fullmatch(r"\s*[-+]?\d+\s*", number) else float(number)
         fits = np.ndim(number) == 0 and not isinstance(number, bool) and np.isfinite(float(number))
         fits = fits and (not whole or number == int(number)) and (low is None or number >= low)
         fits = fits and (high is None or number <= high) and (above is None or number > above)

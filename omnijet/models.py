@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ONEDNN', 'RANGES', 'linear', 'Linear', 'as_json', 'checked', 'find_pretrained', 'read_config', 'check_shapes',
-           'PretrainedMixin', 'StandIn', 'read_gabbro']
+           'PretrainedMixin', 'read_gabbro']
 
 # %% ../nbs/00f_models.ipynb #daa3f766
-import functools, hashlib, inspect, json, operator, tempfile, typing
+import functools, hashlib, inspect, json, tempfile, typing
 from pathlib import Path
 
 import huggingface_hub
@@ -19,7 +19,7 @@ from torch import nn
 import omnijet
 from omnijet.files import (
     OmnijetError, as_bool, as_number, checksum, make_folder, origin, read_checkpoint, read_weights,
-    writing,
+    to_json, write_json, writing,
 )
 
 # %% ../nbs/00f_models.ipynb #3cda8718
@@ -70,10 +70,9 @@ RANGES = {  # of the numbers that models are made with, by name
 
 def as_json(value, name: str):
     "A setting as JSON keeps it, arrays as lists; `OmnijetError` naming it where that cannot be."
-    tolist = operator.methodcaller("tolist")  # of numpy, torch and others
     try:
-        return json.loads(json.dumps(value, allow_nan=False, default=tolist))
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        return json.loads(to_json(value, allow_nan=False))
+    except (OmnijetError, RecursionError) as error:
         raise OmnijetError(f"{name} is {value!r}, expected numbers, words or lists") from error
 
 
@@ -229,8 +228,7 @@ class PretrainedMixin(
             about["weights"] = hashlib.sha256(content).hexdigest()
         settings = {name: as_json(value, name) for name, value in self.settings().items()}
         config = {"kind": type(self).__name__, **settings, "origin": about}
-        tolist = operator.methodcaller("tolist")
-        (folder / "config.json").write_text(json.dumps(config, indent=1, default=tolist))
+        write_json(config, folder / "config.json")
         if _read_model(type(self), folder)[0] != settings:  # it compares the weights' checksum
             raise OmnijetError(f"{folder}/config.json: reads back as something else")
 
@@ -260,7 +258,7 @@ _HARMLESS += [f"torch.optim.lr_scheduler.{name}" for name in
               OneCycleLR LambdaLR SequentialLR""".split()]
 
 
-class StandIn:
+class _StandIn:
     "Takes the place of a class named in a pickle: keeps what it is given and does nothing."
 
     def __init__(self, *args, **kwargs):
@@ -272,7 +270,7 @@ class StandIn:
 
 def _plain(value):
     "Configuration nodes (omegaconf) as plain dicts, lists and values."
-    state = getattr(value, "state", None) if isinstance(value, StandIn) else None
+    state = getattr(value, "state", None) if isinstance(value, _StandIn) else None
     if isinstance(state, dict):
         value = state.get("_content", state.get("_val", value))
     if isinstance(value, dict):
@@ -282,7 +280,7 @@ def _plain(value):
 
 def read_gabbro(path):  # a Lightning checkpoint -> its hyper-parameters (plain), its state dict
     "What a published checkpoint holds; `OmnijetError` for a class that could execute something."
-    checkpoint = read_checkpoint(path, [(StandIn, name) for name in _HARMLESS])
+    checkpoint = read_checkpoint(path, [(_StandIn, name) for name in _HARMLESS])
     for key in ("hyper_parameters", "state_dict"):
         if not isinstance(checkpoint, dict) or key not in checkpoint:
             raise OmnijetError(f"{path}: no entry {key!r}, expected a Lightning checkpoint")

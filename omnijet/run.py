@@ -337,7 +337,7 @@ def run(
         _run_chapters(folder, chapters, chosen, values, force)
     return folder
 
-
+# %% ../nbs/07_run.ipynb #1b330954
 def _run_chapters(folder, chapters, chosen, values, force):
     began, results = time.perf_counter(), folder / "results.json"
     for left in list(folder.rglob(".*.[0-9]*.tmp*")):  # of a run that was killed
@@ -520,7 +520,7 @@ def _assignments(items) -> dict:
             raise files.OmnijetError(f"-p {item}: {error}") from error
     return found
 
-
+# %% ../nbs/07_run.ipynb #57d811dd
 def main(words: list = None) -> int:  # the exit status
     "Entry point of the console script; words: default those of the command line."
     values = vars(parser().parse_args(words))

@@ -76,7 +76,7 @@ def goals(numbers: list) -> list:
             lines.append(f"{n['title']}: {sense} {target:g}{unit} wanted, {reached}.")
     return lines
 
-
+# %% ../nbs/07a_shipping.ipynb #a71ae681
 def model_card(model: str, origin: dict, numbers: list, run: dict) -> str:  # run: its results.json
     "What a model is, how it was made (`origin` of its config.json), what it reaches."
     training, device = origin.get("training") or {}, origin.get("device", run["device"])
@@ -137,7 +137,7 @@ def ship(
         publish_run(folder, chapters_dir())
     return done
 
-
+# %% ../nbs/07a_shipping.ipynb #2e1a5ba0
 def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
     "Put a run's figures, numbers and outputs into a clone, without paths, bars and warnings."
     folder, figures = Path(folder).absolute(), nbs.parent / "figures"
@@ -161,7 +161,7 @@ def publish_run(folder, nbs: Path):  # the notebooks, with `figures` beside them
                                        "widget-view+json" not in "".join(x.get("data", {}))]
             merge_json(path, cells=cells)
 
-
+# %% ../nbs/07a_shipping.ipynb #cfaa6773
 def compare_runs(
     run: str,  # folder of a run, or a results.json
     reference: str = "figures",  # another

@@ -114,7 +114,7 @@ def backbone_shape(backbone: Backbone) -> dict:
     return {"vocabulary_size": backbone.embedding.num_embeddings, "width": backbone.width,
             "blocks": len(backbone.blocks), "heads": backbone.heads}
 
-
+# %% ../nbs/05_transfer.ipynb #83fc9f2c
 class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
     "A backbone and a classification head (paper, section III C); it reads a tokenizer's codes."
 
