@@ -491,10 +491,9 @@ def train(
     data,  # training sequences: Ragged, or a JetStream
     val=None,  # validation sequences: choose the best weights
     config: TrainingConfig = None,
-    out: Path | str = None,  # folder of checkpoints; None keeps nothing
+    out: Path | str = None,  # folder of checkpoints, goes on with what it holds (see `forget`)
     on_epoch=None,  # on_epoch(model) -> dict of further numbers for the history
     progress: bool = True,  # a progress bar
-    resume: bool = True,  # continue what `out` holds; False starts again
 ) -> list:  # history: one dict an epoch (epoch, step, lr, seconds, train_…, val_…)
     """Train `model` in place; it ends with the best weights of the validation, or the last ones.
 
@@ -524,8 +523,6 @@ def train(
     same = f"{checksum if val is None else val.checksum(checksum):08x}"
     if out is not None:
         make_folder(out)
-        if not resume:
-            forget(out)
     kept = None if out is None else _kept(out, same)
     run = _Run(model, config, fabric, data, out, progress)
     torch.manual_seed(config.seed)
