@@ -293,12 +293,13 @@ def bench_gpt(where=None, sizes=None, **shape) -> dict:
         with torch.no_grad():  # its stop token as frequent as real jets' are
             model.head.bias[-1] = math.log(codes / lengths.mean())
         generator, tokens = copy.deepcopy(model).to(dtype).eval(), float(lengths.mean()) + 1
+        name = "32-true" if dtype == torch.float32 else "bf16-true"
         train = training_rate(model.loss, model, short, dtype)
         plain = training_rate(lambda batch: plain_loss(model, batch), model, padded, dtype, False)
         used = 3 * share_of_device(model, tokens, train, dtype)
         found = compared("training", train, plain) | {"training, share of the device": used}
-        generator.generate(min(n, 64), progress=False)  # warm up
-        speed = n / seconds(lambda: made.append(generator.generate(n, progress=False)))
+        model.eval().generate(min(n, 64), progress=False, precision=name)  # warm up
+        speed = n / seconds(lambda: made.append(model.generate(n, progress=False, precision=name)))
         plain = plain_n / seconds(lambda: plain_generate(generator, plain_n))
         tokens = float(ak.mean(ak.num(made[0]))) + 1
         found |= compared("generation", speed, plain)

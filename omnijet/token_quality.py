@@ -23,7 +23,7 @@ from .data import CLASSES, CLASS_NAMES, FeatureScaling, Ragged, read_jets
 from .observables import OBSERVABLES, bin_edges, color, compare, observables
 from .statistics import auc, resample, resolution
 from .training import TrainingConfig, batches, device, train
-from .models import Linear
+from .models import Linear, Packing
 from .vqvae import NormFormerBlock, VQVAE, load_tokenizer
 
 # %% ../nbs/02_token_quality.ipynb #f2dfa748
@@ -244,8 +244,8 @@ class DeepSets(nn.Module):
         self.f[0][0].weight.data /= 50  # what comes in is a sum over some fifty constituents
 
     def forward(self, x, mask):
-        x = self.phi(x) * mask[..., None]  # (B, L, 256)
-        return self.f(x.sum(1))  # (B, 256) → (B, n_classes)
+        packing = Packing(mask)
+        return self.f(packing.sum(self.phi(packing.rows(x))))  # (B, 256) → (B, n_classes)
 
 # %% ../nbs/02_token_quality.ipynb #2926ca91
 class ClassAttention(nn.Module):
@@ -287,9 +287,11 @@ class Transformer(nn.Module):
             block.mlp[-1].reset_parameters()
 
     def forward(self, x, mask):
-        x = self.project(x)  # (B, L, W)
+        packing = Packing(mask)
+        x = self.project(packing.rows(x))  # (N, W)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, packing)
+        x = packing.padded(x)  # (B, L, W)
         token = self.token.expand(len(x), -1, -1)  # (B, 1, W)
         for block in self.class_blocks:
             token = block(token, x, mask)

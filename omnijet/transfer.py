@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'MEMORY', 'METRICS', 'ClassificationHead', 'rejection', 'quality', 'check_strategies', 'fine_tuning',
-           'backbone_shape', 'JetClassifier', 'as_codes', 'targets', 'enough', 'each_batch', 'holdout', 'balanced',
-           'largest', 'content_ids', 'check_unseen', 'read_samples', 'keep', 'train_one', 'finished', 'sweep',
-           'over_seeds', 'finetune_files']
+           'JetClassifier', 'as_codes', 'targets', 'enough', 'each_batch', 'holdout', 'balanced', 'largest',
+           'content_ids', 'check_unseen', 'read_samples', 'keep', 'train_one', 'finished', 'sweep', 'over_seeds',
+           'finetune_files']
 
 # %% ../nbs/05_transfer.ipynb #737f75c2
 import copy, functools, itertools, json, shutil, time
@@ -28,9 +28,9 @@ from .data import CLASSES, CLASS_NAMES, Ragged, class_indices, read_jets
 from .simulation import worker_pool
 from .statistics import auc_with_error
 from .training import TrainingConfig, batches, device, train
-from .models import Linear, PretrainedMixin, find_pretrained
+from .models import Linear, Packing, PretrainedMixin, find_pretrained
 from .vqvae import load_tokenizer
-from .gpt import Backbone, GenerativeModel, Vocabulary, load_tokens
+from .gpt import Backbone, GenerativeModel, Vocabulary, jet_tokens, load_tokens
 
 # %% ../nbs/05_transfer.ipynb #dcd6e00d
 class ClassificationHead(nn.Module):
@@ -108,12 +108,6 @@ def fine_tuning(n_jets: int, epochs: int = 1000, **changes) -> TrainingConfig:
     paper = TrainingConfig(epochs, batch_size=512, lr=1e-4, grad_clip=5.0, patience=patience)
     return replace(paper, **changes)
 
-
-def backbone_shape(backbone: Backbone) -> dict:
-    "What `Backbone(**shape)` needs to make one like it."
-    return {"vocabulary_size": backbone.embedding.num_embeddings, "width": backbone.width,
-            "blocks": len(backbone.blocks), "heads": backbone.heads}
-
 # %% ../nbs/05_transfer.ipynb #83fc9f2c
 class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
     "A backbone and a classification head (paper, section III C); it reads a tokenizer's codes."
@@ -124,6 +118,7 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
         head=None,  # a ClassificationHead; None: a fresh one
         classes=("ZJetsToNuNu", "TTBar"),  # what the outputs stand for; the first is the background
         codebook_size: int | None = None,  # K; None: that of a vocabulary without class tokens
+        jet_tokens: dict | None = None,  # of the backbone's `Vocabulary`, read before the codes
     ):
         super().__init__()
         self.classes = class_indices(classes)
@@ -134,7 +129,7 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
         self.backbone = Backbone(**backbone) if new else copy.deepcopy(backbone)
         size, width = self.backbone.embedding.weight.shape
         size = as_number(codebook_size or size - 2, "codebook_size", low=1, high=size - 2)
-        self.vocabulary = Vocabulary(size)
+        self.vocabulary = Vocabulary(size, jet_tokens=jet_tokens)
         self.head = copy.deepcopy(head) or ClassificationHead(width, len(self.classes))
         found, n = (self.head.embed.in_features, self.head.classify.out_features), len(self.classes)
         if found != (width, n):
@@ -142,10 +137,12 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
                                f"the backbone's width, and {n}, one for each class")
 
     def embeddings(self, codes, mask):  # (B, L), (B, L)
-        "The backbone's embeddings of start, codes + 1 and stop, (B, L + 2, W), and their mask."
-        _, after, real = self.vocabulary.sequences(codes, mask)  # both (B, L + 1)
-        read = F.pad(after, (1, 0), value=self.vocabulary.start)
-        return self.backbone(read), F.pad(real, (1, 0), value=True)
+        "The backbone's embeddings of start, jet tokens, codes + 1, stop (B, J + L + 2, W); a mask."
+        v = self.vocabulary
+        said, real = v.sequences(codes, mask, jet=jet_tokens(self.backbone, v, codes, mask))[1:]
+        read, real = F.pad(said, (1, 0), value=v.start), F.pad(real, (1, 0), value=True)
+        packing = Packing(real)
+        return packing.padded(self.backbone(read, None, packing)), real
 
     def forward(self, codes, mask):  # (B, L), (B, L) -> (B, C)
         return self.head(*self.embeddings(codes, mask))
@@ -157,12 +154,14 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
         "A classifier on the backbone of a `GenerativeModel`, given itself, as a folder or by name."
         if not isinstance(model, GenerativeModel):
             model = GenerativeModel.from_pretrained(model)
-        return cls(model.backbone, None, classes, model.vocabulary.codebook_size)
+        v = model.vocabulary
+        return cls(model.backbone, None, classes, v.codebook_size, v.edges)
 
     def settings(self) -> dict:
         "What `JetClassifier(**settings)` needs to make one like it, of other weights."
-        return {"backbone": backbone_shape(self.backbone), "classes": self.classes,
-                "codebook_size": self.vocabulary.codebook_size}
+        return {"backbone": self.backbone.shape(), "classes": self.classes,
+                "codebook_size": self.vocabulary.codebook_size,
+                "jet_tokens": self.vocabulary.edges}
 
 # %% ../nbs/05_transfer.ipynb #383c33c4
 def as_codes(tokens, codebook_size: int) -> Ragged:
@@ -237,8 +236,9 @@ def evaluate(self: JetClassifier, tokens, labels) -> dict:
 # %% ../nbs/05_transfer.ipynb #b70b5a2e
 @patch
 def positions(self: JetClassifier, data: Ragged, function=lambda x: x) -> Ragged:
-    "`function` of the embeddings (…, W) at every position: start, constituents, stop; extras stay."
-    offsets = data.offsets + 2 * np.arange(len(data) + 1)
+    "`function` of the embeddings (…, W) at every position: start (jet tokens), codes, stop."
+    more = 2 + len(self.vocabulary.edges)  # start, jet tokens, stop
+    offsets = data.offsets + more * np.arange(len(data) + 1)
     places, content = Ragged(np.arange(offsets[-1]), offsets), np.empty((0, 1), np.float32)
 
     def values(codes, mask):
@@ -290,7 +290,7 @@ def fit(
     torch.manual_seed(config.seed)
     self.head = ClassificationHead(self.backbone.width, len(self.classes))
     if strategy == "scratch":
-        self.backbone = Backbone(**backbone_shape(self.backbone))
+        self.backbone = Backbone(**self.backbone.shape())
     needed = 4 * self.backbone.width * (len(data.content) + len(val.content))
     stored = strategy == "frozen" and needed < MEMORY
     if stored:

@@ -28,7 +28,7 @@ from .observables import jet_mass
 from .statistics import resolution
 from .training import batches, device
 from omnijet.models import (
-    Linear, PretrainedMixin, check_shapes, find_pretrained, read_config, read_gabbro,
+    Linear, Packing, PretrainedMixin, check_shapes, find_pretrained, read_config, read_gabbro,
 )
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
@@ -190,13 +190,15 @@ class NormFormerBlock(nn.Module):
         for zero in (self.qkv.bias, self.out.bias, self.norm1.weight, last.weight, last.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x, mask):  # (B, L, W), (B, L) bool
-        B, L, W = x.shape
-        qkv = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1)  # (B, L, 3, H, W/H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, L, W/H) each
+    def attend(self, qkv, mask):  # (b, l, 3W), (b, l) bool -> (b, l, W)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (b, H, l, W/H)
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask[:, None, None, :], dropout_p=self.dropout * self.training)
-        x = x + self.norm2(self.out(attended.transpose(1, 2).reshape(B, L, W)))
+        return attended.transpose(1, 2).flatten(2)
+
+    def forward(self, x, packing):  # (N, W), the real positions of a batch
+        attended = packing.attention(self.qkv(self.norm1(x)), self.attend)
+        x = x + self.norm2(self.out(attended))
         return x + self.mlp(x)
 
 
@@ -210,10 +212,11 @@ class NormFormer(nn.Module):
         self.project_out = Linear(width, n_out)
 
     def forward(self, x, mask):
-        x = self.project_in(x)
+        packing = Packing(mask)
+        x = self.project_in(packing.rows(x))  # (N, W)
         for block in self.blocks:
-            x = block(x, mask)
-        return self.project_out(x)
+            x = block(x, packing)
+        return packing.padded(self.project_out(x))
 
 
 class MLP(nn.Sequential):
