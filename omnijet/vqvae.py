@@ -28,7 +28,7 @@ from .observables import jet_mass
 from .statistics import resolution
 from .training import batches, device
 from omnijet.models import (
-    Linear, Packing, PretrainedMixin, check_shapes, find_pretrained, read_config, read_gabbro,
+    Linear, Packing, PretrainedMixin, attend, check_shapes, find_pretrained, read_config, read_gabbro,
 )
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
@@ -192,8 +192,7 @@ class NormFormerBlock(nn.Module):
 
     def attend(self, qkv, mask):  # (b, l, 3W), (b, l) bool -> (b, l, W)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (b, H, l, W/H)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask[:, None, None, :], dropout_p=self.dropout * self.training)
+        attended = attend(q, k, v, mask[:, None, None, :], self.dropout * self.training)
         return attended.transpose(1, 2).flatten(2)
 
     def forward(self, x, packing):  # (N, W), the real positions of a batch
