@@ -10,7 +10,7 @@ from omnijet.data import CLASSES, FeatureScaling, Ragged, sample_jets, to_column
 from omnijet.files import OmnijetError, write_columns
 from omnijet.observables import observables
 from omnijet.token_quality import (
-    QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_jets,
+    QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_data, class_jets,
     code_reconstructions, compare_tokenizers, confusion, coverage, evaluate, matching_bins, measure, occupied_cells,
     open_tokenizer, plot_class_differences, plot_confusion, predict, reconstruct, resolutions, run_tokenizers,
     score_trainings, train_tagger,
@@ -168,6 +168,24 @@ def test_tops_of_a_run_are_the_same_jets_and_more(tmp_path, jets):
     assert np.bincount(equal.label).tolist() == [0, 0, 15] + 5 * [0] + [15]
     assert np.bincount(more.label).tolist() == [0, 0, 15] + 5 * [0] + [30]
     assert ak.almost_equal(more[:30], equal)      # the classifiers' jets do not change with `tops`
+
+
+@pytest.mark.filterwarnings("ignore:.*no file of")
+def test_jets_of_classifiers_are_the_same_from_streams(tmp_path, jets, binned, monkeypatch):
+    from omnijet import token_quality
+    for label in (2, 8):
+        write_columns(to_columns(jets[jets.label == label]), tmp_path / "data" / "train" / f"{CLASSES[label]}_00000.parquet")
+    for tokenizer in (None, binned):
+        monkeypatch.setattr(token_quality, "IN_MEMORY", 10**6)
+        held = class_data(tmp_path, "train", 10**6, tokenizer)
+        monkeypatch.setattr(token_quality, "IN_MEMORY", 10)
+        streamed = class_data(tmp_path, "train", 10**6, tokenizer)
+        assert streamed.sequences == len(held)
+        rows = np.concatenate([batch["x"][batch["mask"]] for batch in streamed])
+        assert (np.unique(rows, axis=0) == np.unique(held.content, axis=0)).all()
+    first, second = (train_tagger("DeepSets", streamed, None, epochs=1, batch_size=20, progress=False, out=tmp_path / "out") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_confusion_is_drawn():
