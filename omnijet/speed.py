@@ -94,9 +94,9 @@ def bench_data(n: int = 50_000, n_stream: int = 1_000_000) -> dict:
 # %% ../nbs/09_speed.ipynb #b3c5d803
 STREAMED = {  # the later ones read what the first one writes
     "tokenizing": "tokenize_files(BinnedTokenizer((4, 4, 4)), jets, tokens, progress=False)",
-    "pre-training": "train(GenerativeModel(64, 8, 1, 1), JetStream(tokens, tokens=True), **options)",
+    "pre-training": "train(GenerativeModel(64, 8, 1, 1), JetStream(tokens, tokens=True), **how)",
     "classifier of tokens": "train(Tagger(DeepSets([8], [8])), Reconstructed(jets, "
-                            "tokenizer=BinnedTokenizer((4, 4, 4))), **options)",
+                            "tokenizer=BinnedTokenizer((4, 4, 4))), **how)",
 }
 
 
@@ -106,7 +106,7 @@ def bench_memory(few: int = 100, many: int = 1000, jets_in_file: int = 1000) -> 
     columns = columns[np.random.default_rng(1).permutation(len(columns))[:jets_in_file]]
     modules = "data training vqvae token_quality gpt".split()
     start = "; ".join(f"from omnijet.{name} import *" for name in modules)
-    start += "; options = {'progress': False, 'config': TrainingConfig(1, 1024)}"
+    start += "; how = {'progress': False, 'config': TrainingConfig(1, 1024)}"
     with tempfile.TemporaryDirectory() as folder:
         for n in (few, many):
             first, tokens = Path(folder, f"jets{n}", "mixed_0.root"), Path(folder, f"tokens{n}")

@@ -44,6 +44,9 @@ def reconstruct(
 ):  # the same jets with the constituents that their tokens stand for
     "Jets through tokens and back; OmnijetError if what comes back does not belong to these jets."
     tokenizer = open_tokenizer(tokenizer)
+    parts = [jets[i : i + 10_000] for i in range(0, len(jets), 10_000)]
+    if len(parts) > 1:  # else memory grows with the jets
+        return ak.concatenate([reconstruct(tokenizer, part) for part in parts])
     constituents = tokenizer.decode(tokenizer.encode(jets, batch_size=512), batch_size=512)
     check_together(jets.constituents, constituents)
     before, after = (ak.to_numpy(ak.flatten(c.pt)) for c in (jets.constituents, constituents))
