@@ -438,9 +438,15 @@ class Ragged:
         index = np.arange(len(self))[index]
         lengths = self.lengths[index]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], lengths)
+        shift = self.offsets[index] - offsets[:-1]
+        content = np.empty((offsets[-1], *self.content.shape[1:]), self.content.dtype)
+        for i in range(0, len(index), 10_000):  # places of all constituents would fill the memory
+            part = slice(i, i + 10_000)
+            inside = slice(offsets[i], offsets[:-1][part][-1] + lengths[part][-1])
+            at = np.arange(inside.start, inside.stop) + np.repeat(shift[part], lengths[part])
+            content[inside] = self.content[at]
         extras = {name: values[index] for name, values in self.extras.items()}
-        return Ragged(self.content[at], offsets, extras)
+        return Ragged(content, offsets, extras)
 
     def to_constituents(self):
         "An awkward list of records {pt, eta_rel, phi_rel} a sequence: the inverse of `from_jets`."
