@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CHUNK', 'Vocabulary', 'attend_causally', 'Attention', 'JetSoFar', 'Block', 'Backbone', 'Cache', 'next_token_loss',
            'GenerativeModel', 'jet_token_edges', 'jet_tokens', 'uniforms', 'probabilities', 'sample', 'as_range',
-           'Sampling', 'draw_jets', 'surprise', 'token_parts', 'token_labels', 'load_tokens']
+           'Sampling', 'draw_jets', 'surprise', 'load_tokens']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from functools import reduce
 
 import awkward as ak
 import numpy as np
@@ -20,9 +20,8 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 
-from .files import OmnijetError, as_bool, as_number, iter_columns, progress_bar, run_path
-from .files import to_numpy
-from .data import CLASSES, FEATURES, Ragged, cartesian, class_indices, jet_files, tokens_in
+from .files import OmnijetError, as_bool, as_number, progress_bar, run_path
+from .data import CLASSES, FEATURES, Ragged, cartesian, class_indices, read_tokens
 from .training import batches
 from omnijet.models import (
     Linear, Packing, PretrainedMixin, attend, check_shapes, checked, faster, linear, read_gabbro,
@@ -71,7 +70,7 @@ class Vocabulary:
         found = []
         for name, edges in self.edges.items():
             inner = torch.as_tensor(edges[1:-1], dtype=torch.float32, device=values[name].device)
-            place = torch.bucketize(values[name].float(), inner, right=True)
+            place = torch.bucketize(values[name].float().contiguous(), inner, right=True)
             found.append(self.bins[name].start + place)
         return torch.stack(found, 1)
 
@@ -538,7 +537,7 @@ def jet_table(self: GenerativeModel, label=None) -> np.ndarray:  # (bins, bins, 
 
 def draw_jets(table, masks, u) -> np.ndarray:  # (bins, …), a mask (bins,) each, (n,) -> (n, J)
     "The bins of n jets of a `jet_table` among those asked for; OmnijetError if there are none."
-    p = (table * np.prod(np.ix_(*masks))).ravel() if len(masks) > 1 else table * masks[0]
+    p = (table * reduce(np.multiply.outer, masks)).ravel()
     if not p.sum() > 1e-9:
         raise OmnijetError("no jets of this p_T, mass and number of constituents are known to the "
                            f"model (less than one in {1e9:,.0f})")
@@ -639,51 +638,21 @@ def surprise(model: GenerativeModel, tokens: Ragged, batch_size: int = 256) -> R
     return Ragged(content, offsets, tokens.extras)
 
 # %% ../nbs/03_gpt.ipynb #06fb6d9c
-def token_parts(run_dir, split: str, classes="all"):  # split: "train", "val" or "test"
-    "The tokenized jets of a run, of some classes, as `Ragged` of at most ten thousand each."
-    labels = class_indices(classes)
-    for file in jet_files(run_path(run_dir, "tokens", split), classes):
-        for table in tokens_in(file):
-            yield Ragged.from_tokens(table[np.isin(to_numpy(table.label), labels)])
-
-
-def token_labels(run_dir, split: str, classes="all") -> np.ndarray:
-    "The labels (n,) of the jets that `load_tokens` gives, without reading the tokens."
-    files = jet_files(run_path(run_dir, "tokens", split), classes)
-    parts = [to_numpy(part.label) for file in files for _, part in iter_columns(file, ["label"])]
-    labels = np.concatenate([part[np.isin(part, class_indices(classes))] for part in parts])
-    labels = labels.astype(np.int8)
-    if not len(labels):
-        raise OmnijetError(f"{Path(run_dir, 'tokens', split)}: no jets of {classes}")
-    return labels
-
-
 def load_tokens(
-    run_dir, split: str, classes="all",
+    run_dir, split: str, classes="all",  # split: "train", "val" or "test"
     mirrored: bool = False,  # also the jets' mirror images, behind all jets themselves
     max_jets: int | None = None,  # at most so many, drawn by `seed`, each with its mirror images
     seed: int = 1,
-    choose=None,  # in place of these: a function of all labels (n,) to positions of jets (m,)
 ) -> Ragged:
-    "The tokenized jets of a run, of some classes; only the chosen ones are held in memory."
+    "The tokenized jets of a run, of some classes; raises OmnijetError if there are none."
     variants = [(), *MIRRORS] if as_bool(mirrored, "mirrored") else [()]
-    max_jets = as_number(max_jets, "max_jets", 1, optional=True)
-    labels, parts = token_labels(run_dir, split, classes), []
-    if choose is not None:
-        chosen = np.asarray(choose(labels))
-    elif max_jets is None:
-        chosen = np.arange(len(labels))
-    else:
-        chosen = np.random.default_rng(seed).permutation(len(labels))[:max_jets]
-    order = np.sort(chosen)
-    for mirror in variants:
-        first = 0
-        for part in token_parts(run_dir, "_".join([split, *mirror]), classes):
-            begin, end = np.searchsorted(order, [first, first + len(part)])
-            parts.append(part[order[begin:end] - first])
-            first += len(part)
-    tokens = Ragged.join(parts)
-    if np.array_equal(chosen, order):
+    folders = [run_path(run_dir, "tokens", "_".join([split, *mirror])) for mirror in variants]
+    table, max_jets = read_tokens(folders), as_number(max_jets, "max_jets", 1, optional=True)
+    tokens = Ragged.from_tokens(table[np.isin(ak.to_numpy(table.label), class_indices(classes))])
+    if not len(tokens):
+        raise OmnijetError(f"{folders[0]}: no jets of {classes}")
+    if max_jets is None:
         return tokens
-    places = np.searchsorted(order, chosen) + len(order) * np.arange(len(variants))[:, None]
-    return tokens[places.ravel()]
+    n = len(tokens) // len(variants)
+    chosen = np.random.default_rng(seed).permutation(n)[:max_jets]
+    return tokens[(chosen + n * np.arange(len(variants))[:, None]).ravel()]
