@@ -91,12 +91,10 @@ class Vocabulary:
 # %% ../nbs/03_gpt.ipynb #c72491cb
 def attend_causally(q, k, v):  # (B, H, L, D), twice (B, H, T, D); L is T, or 1: the last position
     "Equation (1), (B, H, L, D)."
-    if q.shape[2] == 1:
-        if q.device.type != "cpu":
-            return F.scaled_dot_product_attention(q, k, v)
-        share = ((q * q.shape[-1] ** -0.5) * k).sum(-1).softmax(-1)  # (B, H, T)
-        return (share[..., None] * v).sum(2, keepdim=True)
-    return attend(q, k, v, torch.ones(*q.shape[2:3] * 2, dtype=torch.bool, device=q.device).tril())
+    if q.shape[2] > 1 or q.device.type != "cpu":
+        return attend(q, k, v, causal=q.shape[2] > 1)
+    share = ((q * q.shape[-1] ** -0.5) * k).sum(-1).softmax(-1)  # (B, H, T)
+    return (share[..., None] * v).sum(2, keepdim=True)
 
 
 class Attention(nn.Module):
