@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'Vocabulary', 'attend_causally', 'Attention', 'JetSoFar', 'Block', 'Backbone', 'Cache', 'next_token_loss',
-           'GenerativeModel', 'jet_token_edges', 'jet_tokens', 'uniforms', 'probabilities', 'sample', 'as_range',
+           'jet_token_edges', 'jet_tokens', 'GenerativeModel', 'uniforms', 'probabilities', 'sample', 'as_range',
            'Sampling', 'draw_jets', 'surprise', 'load_tokens']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
@@ -295,6 +295,37 @@ def next_token_loss(x, head: nn.Linear, targets, chunk=None) -> torch.Tensor:  #
     return sum(F.cross_entropy(head(a).float(), t, reduction="sum")
                for a, t in zip(x.split(chunk), targets.split(chunk))) / len(x)
 
+# %% ../nbs/03_gpt.ipynb #8551f56f
+def jet_token_edges(
+    tokenizer, tokens: Ragged,  # jets of the training
+    bins: dict,  # {quantity: number of bins}, of pt, mass, n_constituents, or an extra of `tokens`
+) -> dict:  # {quantity: edges}
+    "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
+    vocabulary, edges = Vocabulary(tokenizer.codebook_size), {}
+    jet = JetSoFar(vocabulary.size).learn(tokenizer, vocabulary)
+    vocabulary.check(tokens.content)
+    alone = jet.table.double().numpy()[tokens.content + 1]
+    total = torch.from_numpy(np.add.reduceat(alone, tokens.offsets[:-1]))
+    values = {**tokens.extras, **{k: v.numpy() for k, v in jet.quantities(total).items()}}
+    for name, n in bins.items():
+        if name not in values:
+            raise OmnijetError(f"no quantity {name!r} (there are: {', '.join(values)})")
+        n = as_number(n, f"bins of {name}", low=1)
+        found = np.quantile(values[name], np.linspace(0.001, 0.999, n + 1))
+        whole = name == "n_constituents"
+        edges[name] = np.unique(np.round(found) - 0.5 if whole else found).tolist()
+    return edges
+
+
+def jet_tokens(backbone: Backbone, vocabulary: Vocabulary, codes, mask, batch: dict = None):
+    "The jet tokens (B, J) of jets (B, L): of what their codes sum to, or what a batch says."
+    if not vocabulary.edges:
+        return None
+    total = F.embedding((codes + 1) * mask, backbone.jet.table).sum(1)  # (B, 13)
+    if not backbone.jet.table[1:vocabulary.stop, 6].all():
+        raise OmnijetError("the model does not know its codes, expected learn_codes(tokenizer)")
+    return vocabulary.jet_tokens({**(batch or {}), **backbone.jet.quantities(total)})
+
 # %% ../nbs/03_gpt.ipynb #ccaa65a7
 class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
     "Backbone with next-token head: the probability of each next token (sections II C, III B)."
@@ -337,37 +368,6 @@ class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
         x = x[rows(F.pad(real, (before, 0)))] if before else x
         said = said[real]
         return x, said, said <= v.stop
-
-
-def jet_token_edges(
-    tokenizer, tokens: Ragged,  # jets of the training
-    bins: dict,  # {quantity: number of bins}, of pt, mass, n_constituents, or an extra of `tokens`
-) -> dict:  # {quantity: edges}
-    "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
-    vocabulary, edges = Vocabulary(tokenizer.codebook_size), {}
-    jet = JetSoFar(vocabulary.size).learn(tokenizer, vocabulary)
-    vocabulary.check(tokens.content)
-    alone = jet.table.double().numpy()[tokens.content + 1]
-    total = torch.from_numpy(np.add.reduceat(alone, tokens.offsets[:-1]))
-    values = {**tokens.extras, **{k: v.numpy() for k, v in jet.quantities(total).items()}}
-    for name, n in bins.items():
-        if name not in values:
-            raise OmnijetError(f"no quantity {name!r} (there are: {', '.join(values)})")
-        n = as_number(n, f"bins of {name}", low=1)
-        found = np.quantile(values[name], np.linspace(0.001, 0.999, n + 1))
-        whole = name == "n_constituents"
-        edges[name] = np.unique(np.round(found) - 0.5 if whole else found).tolist()
-    return edges
-
-
-def jet_tokens(backbone: Backbone, vocabulary: Vocabulary, codes, mask, batch: dict = None):
-    "The jet tokens (B, J) of jets (B, L): of what their codes sum to, or what a batch says."
-    if not vocabulary.edges:
-        return None
-    total = F.embedding((codes + 1) * mask, backbone.jet.table).sum(1)  # (B, 13)
-    if not backbone.jet.table[1:vocabulary.stop, 6].all():
-        raise OmnijetError("the model does not know its codes, expected learn_codes(tokenizer)")
-    return vocabulary.jet_tokens({**(batch or {}), **backbone.jet.quantities(total)})
 
 # %% ../nbs/03_gpt.ipynb #397abddf
 @patch
