@@ -75,7 +75,7 @@ class FlowMatching(nn.Module):
         C = 14 + 2 * told + 8 * sums  # conditions: 12 of time, 2 of the number of constituents, …
         self.start, self.start_context = Linear(3, width), Linear(C, width, bias=False)
         self.start_global = Linear(C, width_global)
-        self.layers = nn.ModuleList(EPiCLayer(width, width_global, C) for _ in range(layers))
+        self.blocks = nn.ModuleList(EPiCLayer(width, width_global, C) for _ in range(layers))
         self.end = Linear(width, 3)
         for name, size in (("mean", 3), ("std", 3), ("jet_mean", 2), ("jet_std", 2)):
             self.register_buffer(name, torch.ones(size) * name.endswith("std"))
@@ -124,9 +124,9 @@ class FlowMatching(nn.Module):
     def forward(self, x, t, jet, n, of_jets):  # (N, 3), (B,), (N,), (B,), (B, 2 …) -> (N, 3)
         n = n.clamp(min=1).float()  # of empty jets, too
         c = self.conditions(x, t, jet, n, of_jets)
-        x = self.start(x) + self.start_context(c).index_select(0, jet)
-        g = self.start_global(c)
-        for layer in self.layers:
+        x = (self.start(x) + self.start_context(c).index_select(0, jet)).float()
+        g = self.start_global(c).float()
+        for layer in self.blocks:
             x, g = layer(x, g, c, jet, n)
         return self.end(x)
 
