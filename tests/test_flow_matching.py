@@ -6,8 +6,8 @@ import torch
 
 from omnijet.files import OmnijetError
 from omnijet.data import Ragged
-from omnijet.flow_matching import FlowMatching
-from omnijet.observables import jet_mass, jet_pt
+from omnijet.flow_matching import FlowMatching, kinematics, turned
+from omnijet.observables import jet_eta, jet_mass, jet_pt
 from omnijet.training import TrainingConfig, train
 
 
@@ -42,6 +42,16 @@ def test_jets_are_what_they_were_told():
     jets, told = flow.generate(400, seed=3, steps=20), flow.draw_conditions(400, seed=3)[1].exp().numpy()
     assert np.corrcoef(jet_pt(jets), told[:, 0])[0, 1] > 0.9 and np.corrcoef(jet_mass(jets), told[:, 1])[0, 1] > 0.9
     assert np.median(np.abs(jet_pt(jets) / told[:, 0] - 1)) < 0.08
+    assert np.allclose(jet_eta(jets), np.log(told[:, 2]), atol=1e-5)
+
+
+def test_jets_turned_to_an_axis_keep_p_T_and_mass():
+    lengths = np.array([5, 40, 1, 9])
+    rng, jet = np.random.default_rng(4), torch.from_numpy(np.repeat(np.arange(4), lengths))
+    x = torch.from_numpy(np.stack([rng.exponential(20, 55), *rng.normal(0, 0.2, (2, 55))], 1))
+    axis = torch.tensor([[0.0, 0.0], [0.01, -0.02], [0.0, 0.1], [-0.02, 0.0]], dtype=torch.float64)
+    before, after = kinematics(x, jet, 4), kinematics(turned(x, jet, axis), jet, 4)
+    assert torch.allclose(after[:, 2:], axis, atol=1e-7) and torch.allclose(after[:, :2], before[:, :2], atol=1e-5)
 
 
 def test_what_is_told_is_like_the_training_jets():
@@ -63,7 +73,7 @@ def test_the_order_of_constituents_and_the_other_jets_do_not_matter(options):
     torch.manual_seed(1)
     flow = FlowMatching(width=8, layers=2, **options).eval()
     x, jet, n = torch.rand(7, 3), torch.tensor([0, 0, 0, 0, 1, 1, 1]), torch.tensor([4, 3])
-    t, of = torch.rand(2), torch.rand(2, 2)
+    t, of = torch.rand(2), torch.rand(2, 4)
     with torch.inference_mode():
         v, mixed = flow(x, t, jet, n, of), torch.tensor([2, 0, 3, 1, 5, 4, 6])
         assert torch.allclose(flow(x[mixed], t, jet, n, of), v[mixed], atol=1e-6)
