@@ -235,7 +235,7 @@ def test_the_sample_of_an_installed_package(tmp_path):
     "The package in site-packages finds the sample in omnijet/sample; without it, one line says so."
     package = tmp_path / "omnijet"
     package.mkdir()
-    for name in ("__init__.py", "data.py", "files.py"):
+    for name in ("__init__.py", "data.py", "files.py", "formats.py"):
         (package / name).write_bytes((Path(omnijet.__file__).parent / name).read_bytes())
     code = "from omnijet.data import sample_jets; print(len(sample_jets(max_jets=5)))"
     run = {"cwd": tmp_path, "capture_output": True, "text": True, "env": {k: v for k, v in os.environ.items() if k != "OMNIJET_SAMPLE"} | {"PYTHONPATH": str(tmp_path)}}
