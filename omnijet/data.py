@@ -28,7 +28,8 @@ from omnijet.files import (
     read_metadata, readable, run_path, to_numpy, write_columns,
 )
 from omnijet.formats import (
-    AXIS, CLASS_NAMES, CLASSES, LABELS, MOMENTA, UNLABELLED, as_layout,
+    AXIS, CLASS_NAMES, CLASSES, LABELS, MOMENTA, UNLABELLED, add_class,
+    as_layout,
     check_depth, class_indices, class_key, class_name, column_labels, find_layout,
     iter_jet_columns, of_classes,
 )
@@ -485,6 +486,9 @@ def write_tokens(
                        or any(type(x) is not int or not 0 <= x < 2**31 for x in jet))
         raise OmnijetError(f"{path}: the tokens of jet {at} are {str(jet)[:60]}, expected "
                            "a list of whole numbers from 0 to 2,147,483,647")
+    own = [] if label is None else map(class_key, np.unique(label).tolist())
+    if own := [name for name in own if name not in CLASSES]:
+        facts["classes"] = own
     table = {"tokens": ak.values_astype(tokens, np.int32)}
     for name, values, kind in (("label", label, np.int64), ("id", id, np.uint64)):
         if values is not None:
@@ -497,6 +501,8 @@ def write_tokens(
 
 def tokens_in(file, **entries):  # yields records {tokens: var × int, label, id}
     "The tokenized jets of one file, a batch at a time (start, stop, batch_size: `iter_columns`)."
+    for name in as_list(read_metadata(file).get("classes")):  # their labels are known from now on
+        add_class(name)
     for _, columns in iter_columns(file, ["tokens"], ["label", "id"], **entries):
         check_depth(columns, file, set(columns.fields) - {"tokens"}, 1)
         kind = columns.tokens.type.content

@@ -176,7 +176,7 @@ def _cells(rows, kept, places):
 
 @lru_cache(maxsize=2)
 def _npz(path, size, modified):  # of an archive only all can be read
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(path) as arrays:
         return {name: array for name, array in arrays.items() if array.ndim}
 
 

@@ -19,7 +19,7 @@ from fastcore.meta import delegates
 from torch import nn
 
 from .files import OmnijetError, as_bool, as_number, progress_bar, run_path
-from .data import CLASSES, Ragged, class_indices, read_tokens
+from .data import CLASSES, Ragged, class_indices, of_classes, read_tokens
 from .training import batches
 from .models import Linear, PretrainedMixin, check_shapes, checked, linear, read_gabbro
 from .vqvae import MIRRORS, load_tokenizer
@@ -416,7 +416,7 @@ def load_tokens(
     variants = [(), *MIRRORS] if as_bool(mirrored, "mirrored") else [()]
     folders = [run_path(run_dir, "tokens", "_".join([split, *mirror])) for mirror in variants]
     table, max_jets = read_tokens(folders), as_number(max_jets, "max_jets", 1, optional=True)
-    tokens = Ragged.from_tokens(table[np.isin(ak.to_numpy(table.label), class_indices(classes))])
+    tokens = Ragged.from_tokens(table[of_classes(table.label, classes)])
     if not len(tokens):
         raise OmnijetError(f"{folders[0]}: no jets of {classes}")
     if max_jets is None:

@@ -402,12 +402,14 @@ COMMANDS = {  # a function and those of its parameters that are options; capital
     "run": "run.run preset name runs force until only parameters verify",
     "simulate": "simulation.simulate_files out n classes seed workers format shard_size settings "
                 "mantissa_bits start",
-    "download": "files.download split out",
-    "tokenize": "vqvae.tokenize_files tokenizer data out batch_size",
+    "download": "files.download split out dataset",
+    "tokenize": "vqvae.tokenize_files tokenizer data out batch_size layout resume max_jets",
+    "pretrain": "generation.pretrain_files data out tokenizer layout classes max_jets backbone epochs "
+                "batch_size lr width blocks heads seed",
     "generate": "generation.generate_files model out n=1000 tokenizer seed batch_size "
                 "gpt.Sampling temperature top_k top_p jet_class",  # fields of what it passes on
     "finetune": "transfer.finetune_files backbone tokenizer data out classes max_jets seed "
-                "strategy",
+                "strategy layout",
     "ship": "shipping.ship RUN",
     "compare": "shipping.compare_runs RUN REFERENCE",
     "bench": "run._bench NAME",
