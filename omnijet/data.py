@@ -84,8 +84,8 @@ def with_momenta(columns: ak.Array) -> ak.Array:
     "Columns of jets with part_px, part_py, part_pz (GeV) from whatever coordinates are there."
     if all(name in columns.fields for name in MOMENTA):
         return columns
-    x = {name: ak.values_astype(columns[name], np.float64) for name in columns.fields
-         if name.startswith(("part_", *AXIS))}
+    x = {name: ak.values_astype(ak.from_regular(columns[name], axis=None), np.float64)
+         for name in columns.fields if name.startswith(("part_", *AXIS))}
     pt = x["part_pt"] if "part_pt" in x else x["part_pt_rel"] * x["jet_pt"]
     phi = [x[name] for name in ("part_phi", "part_phi_rel", "part_dphi") if name in x][0]
     phi = phi if "part_phi" in x else phi + x.get("jet_phi", 0.0)

@@ -69,7 +69,8 @@ def class_indices(
     for name in names:
         if name not in known:
             there = ", ".join([*CLASSES, *_others.values()])
-            raise OmnijetError(f"no jet class {name!r} (there are: {there})")
+            why = ": jets without a label, `labels` gives them one" if name == "-1" else ""
+            raise OmnijetError(f"no jet class {name!r}{why} (there are: {there})")
     return [known[name] for name in names]
 
 
@@ -415,7 +416,8 @@ def _find(path, size, modified, given):
                 return any(map(re.compile("label_.").match, names))
             if name not in names or index is None or not n_entries:
                 return name in names
-            _, first = next(iter(iterate([name], 0, 1, 1)))
+            one = {"entry_start": 0, "entry_stop": 1, "step_size": 1}
+            _, first = next(iter(iterate([name], **one)))
             last = str(first[name].type).split(" * ")[-2]
             return last == "var" or index < int(last)
 
@@ -472,7 +474,8 @@ def _jets_in_events(found, names, n_entries, iterate, path):
     links, columns = found.layout.jet, found.layout.columns
     momentum, nested = _place(columns.get(found.momenta[0], found.momenta[0]), names), False
     if columns and not found.layout.needs and not links and n_entries:
-        _, first = next(iter(iterate([momentum[0]], 0, 1, 1)))
+        one = {"entry_start": 0, "entry_stop": 1, "step_size": 1}
+        _, first = next(iter(iterate([momentum[0]], **one)))
         nested = first[momentum[0]].ndim - (momentum[1] is not None) == 3
     if not links and not nested:
         return None
@@ -484,7 +487,8 @@ def _jets_in_events(found, names, n_entries, iterate, path):
                and (name == "counts" or "jet_index" not in links)] + [links.get("jet_index")]
         name = by[0]
     counts = [np.zeros(0, int)]
-    for _, events in iterate([name], 0, n_entries, 10_000):
+    whole = {"entry_start": 0, "entry_stop": n_entries, "step_size": 10_000}
+    for _, events in iterate([name], **whole):
         values = events[name]
         if name != links.get("jet_index"):
             counts.append(_sizes(values))
