@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CLASSES', 'LABELS', 'CLASS_NAMES', 'UNLABELLED', 'MOMENTA', 'AXIS', 'COORDINATES', 'MASSES', 'LAYOUTS', 'add_class',
            'class_key', 'class_name', 'class_indices', 'of_classes', 'open_any', 'Layout', 'plain_yaml', 'as_layout',
-           'Found', 'find_layout', 'check_depth', 'one_hot_labels', 'column_labels', 'iter_jet_columns']
+           'Found', 'find_layout', 'learn_classes', 'check_depth', 'one_hot_labels', 'column_labels',
+           'iter_jet_columns']
 
 # %% ../nbs/00g_formats.ipynb #3a7086b6
 import json, math, pickletools, re, zlib
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -463,6 +464,15 @@ def find_layout(path, layout=None) -> Found:
     with readable(path):
         about = path.stat()
         return _find(path, about.st_size, about.st_mtime_ns, layout)
+
+
+def learn_classes(classes, files, layout=None):
+    "Look into files for the names of classes that are not known yet."
+    try:
+        class_indices(classes)
+    except OmnijetError:
+        for file in files:
+            find_layout(file, layout)
 
 # %% ../nbs/00g_formats.ipynb #7196a3c5
 def _sizes(lists, axis=1):
