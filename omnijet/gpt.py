@@ -23,7 +23,8 @@ from torch import nn
 
 from .files import OmnijetError, as_bool, as_number, iter_columns, progress_bar, run_path
 from .files import to_numpy
-from .data import CLASSES, FEATURES, Ragged, cartesian, class_indices, jet_files, tokens_in
+from .data import CLASSES, FEATURES, Ragged, cartesian, class_indices, jet_files
+from .data import of_classes, tokens_in
 from .training import batches
 from omnijet.models import (
     Linear, Packing, PretrainedMixin, attend, check_shapes, checked, faster, linear, read_gabbro,
@@ -640,17 +641,16 @@ def surprise(model: GenerativeModel, tokens: Ragged, batch_size: int = 256) -> R
 # %% ../nbs/03_gpt.ipynb #06fb6d9c
 def token_parts(run_dir, split: str, classes="all"):  # split: "train", "val" or "test"
     "The tokenized jets of a run, of some classes, as `Ragged` of at most ten thousand each."
-    labels = class_indices(classes)
     for file in jet_files(run_path(run_dir, "tokens", split), classes):
         for table in tokens_in(file):
-            yield Ragged.from_tokens(table[np.isin(to_numpy(table.label), labels)])
+            yield Ragged.from_tokens(table[of_classes(table.label, classes)])
 
 
 def token_labels(run_dir, split: str, classes="all") -> np.ndarray:
     "The labels (n,) of the jets that `load_tokens` gives, without reading the tokens."
     files = jet_files(run_path(run_dir, "tokens", split), classes)
     parts = [to_numpy(part.label) for file in files for _, part in iter_columns(file, ["label"])]
-    labels = np.concatenate([part[np.isin(part, class_indices(classes))] for part in parts])
+    labels = np.concatenate([part[of_classes(part, classes)] for part in parts])
     labels = labels.astype(np.int8)
     if not len(labels):
         raise OmnijetError(f"{Path(run_dir, 'tokens', split)}: no jets of {classes}")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ONEDNN', 'KERNELS', 'RANGES', 'linear', 'Linear', 'faster', 'attend', 'Packing', 'as_json', 'checked',
-           'find_pretrained', 'read_config', 'check_shapes', 'PretrainedMixin', 'read_gabbro']
+           'find_pretrained', 'read_config', 'model_checksum', 'check_shapes', 'PretrainedMixin', 'read_gabbro']
 
 # %% ../nbs/00f_models.ipynb #daa3f766
-import copy, functools, hashlib, inspect, json, math, tempfile, typing
+import copy, functools, hashlib, inspect, json, math, tempfile, typing, zlib
 from pathlib import Path
 
 import huggingface_hub
@@ -248,6 +248,13 @@ def read_config(folder: Path, kinds) -> dict:  # names of the classes it may be
     if kind not in kinds:
         raise OmnijetError(f"{path}: kind is {kind!r}, expected {' or '.join(kinds)}")
     return config
+
+
+def model_checksum(model) -> int:
+    "crc32 of what a model or tokenizer is: its settings and weights."
+    weights = model.state_dict().values() if isinstance(model, nn.Module) else ()
+    weights = b"".join(weight.float().cpu().numpy().tobytes() for weight in weights)
+    return zlib.crc32(repr(model.settings()).encode() + weights)
 
 # %% ../nbs/00f_models.ipynb #d37c935d
 def check_shapes(model, state: dict, path) -> dict:  # the state dict

@@ -294,8 +294,8 @@ def shown_jets(jets=None, to_tokenize=False) -> ak.Array:  # {constituents, labe
         if not len(parts):
             raise OmnijetError("there are no jets to show")
         flat_constituents(parts)
-        known = "label" in jets.fields
-        label = class_indices(ak.to_list(jets["label"])) if known else np.full(len(parts), -1)
+        label = ak.to_list(jets["label"]) if "label" in jets.fields else [-1] * len(parts)
+        label = class_indices([name if name != -1 else "unlabelled" for name in label])
         jets = ak.zip({"constituents": parts, "label": np.asarray(label)}, depth_limit=1)
     except OmnijetError:
         raise
@@ -328,7 +328,7 @@ class CodeUse:
     def __init__(self, tokenizer, jets):
         jets = shown_jets(jets, to_tokenize=True)
         label = np.asarray(jets.label)
-        if label.min() < 0:
+        if not set(label) <= set(range(len(CLASSES))):
             raise OmnijetError("these jets have no label: the use of codes is shown by jet type")
         by = np.argsort(label, kind="stable")
         rank = np.arange(len(jets)) - np.searchsorted(label[by], label[by])

@@ -27,9 +27,9 @@ from omnijet.files import (
     OmnijetError, as_bool, as_number, atomic, make_folder, origin, progress_bar, read_checkpoint,
     read_weights, save_weights,
 )
+from .formats import class_indices, class_key, of_classes
 from omnijet.data import (
-    CLASSES, JetStream, Ragged, class_indices, count_entries, jet_files, process_of, read_jets,
-    read_tokens, to_torch,
+    JetStream, Ragged, count_entries, jet_files, process_of, read_jets, read_tokens, to_torch,
 )
 
 # %% ../nbs/00e_training.ipynb #4cc6fbce
@@ -136,11 +136,12 @@ def training_data(
     max_jets: int = None,  # at most so many
     seed: int = 1,  # which of them
     tokens: bool = False,  # the files hold tokens
+    layout=None,  # of files of jets whose content does not tell, see `read_jets`
 ):  # Ragged, or a JetStream where there are too many to hold
     "Jets or tokens of files for `train`; raises `OmnijetError` where there are none."
     max_jets = as_number(max_jets, "max_jets", low=1, optional=True)
-    files, labels = jet_files(path, classes), class_indices(classes)
-    entries = [count_entries(file) for file in files]
+    files = jet_files(path, classes, layout)
+    entries = [count_entries(file, tokens, layout) for file in files]
     wanted = min(sum(entries), max_jets or sum(entries))
     if sum(entries) > IN_MEMORY:  # files that hold as many, one of each process first
         rounds, seen = [], Counter()
@@ -151,11 +152,12 @@ def training_data(
         enough = np.cumsum([0, *(entries[i] for _, i in rounds)])[:-1] >= wanted
         files = sorted(files[i] for (nth, i), done in zip(rounds, enough) if nth == 0 or not done)
     if wanted > IN_MEMORY:
-        return JetStream(files, classes=classes, seed=seed, tokens=tokens)
-    jets = (read_tokens if tokens else read_jets)(files)
-    jets = jets[np.isin(jets.label, labels)]
+        return JetStream(files, classes=classes, seed=seed, tokens=tokens, layout=layout)
+    jets = read_tokens(files) if tokens else read_jets(files, layout=layout)
+    jets = jets[of_classes(jets.label, classes)]
     if not len(jets):
-        raise OmnijetError(f"{path}: no jets of {', '.join(CLASSES[i] for i in labels)}")
+        names = ", ".join(map(class_key, class_indices(classes)))
+        raise OmnijetError(f"{path}: no jets of {names}")
     chosen = np.arange(len(jets))
     if max_jets is not None:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(jets))[:max_jets])

@@ -24,7 +24,8 @@ from torch import nn
 
 from .files import OmnijetError, as_number, atomic, checksum, make_folder, origin
 from .files import progress_bar, to_numpy, write_json
-from .data import CLASSES, CLASS_NAMES, Ragged, class_indices, read_jets
+from .formats import add_class, class_indices, class_key, class_name
+from .data import Ragged, read_jets
 from .simulation import worker_pool
 from .statistics import auc_with_error
 from .training import TrainingConfig, batches, device, train
@@ -123,7 +124,7 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
         super().__init__()
         self.classes = class_indices(classes)
         if len(set(self.classes)) < max(2, len(self.classes)):
-            names = ", ".join(CLASSES[k] for k in self.classes)
+            names = ", ".join(map(class_key, self.classes))
             raise OmnijetError(f"classes are {names}, expected two to ten different ones")
         new = isinstance(backbone, dict)
         self.backbone = Backbone(**backbone) if new else copy.deepcopy(backbone)
@@ -159,9 +160,16 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
 
     def settings(self) -> dict:
         "What `JetClassifier(**settings)` needs to make one like it, of other weights."
-        return {"backbone": self.backbone.shape(), "classes": self.classes,
+        return {"backbone": self.backbone.shape(), "classes": [*map(class_key, self.classes)],
                 "codebook_size": self.vocabulary.codebook_size,
                 "jet_tokens": self.vocabulary.edges}
+
+    @classmethod
+    def from_settings(cls, settings: dict):
+        for name in settings["classes"]:  # of one's own: known from now on
+            if isinstance(name, str):
+                add_class(name)
+        return cls(**settings)
 
 # %% ../nbs/05_transfer.ipynb #383c33c4
 def as_codes(tokens, codebook_size: int) -> Ragged:
@@ -203,7 +211,7 @@ def enough(labels, classes: list, needed, why: str):
     "`OmnijetError` for a class with fewer than `needed` jets, one number or one for each class."
     for label, least in zip(classes, np.broadcast_to(needed, len(classes))):
         if (there := int((np.asarray(labels) == label).sum())) < least:
-            raise OmnijetError(f"{why}, so {least:,} of class {CLASS_NAMES[label]}, but there are "
+            raise OmnijetError(f"{why}, so {least:,} of class {class_name(label)}, but there are "
                                f"only {there:,}")
 
 
@@ -509,6 +517,7 @@ def finetune_files(
     classes=None,  # names or labels, background first; None: those that the files hold
     max_jets: int = None,  # read at most so many jets
     seed: int = 1, progress: bool = True,
+    layout: str = None,  # of files whose content does not tell: a YAML file, see `read_jets`
     **settings,  # epochs and fields of TrainingConfig other than the paper's
 ) -> dict:  # accuracy, auc, … of the jets kept for testing
     """Fine-tune on labelled jets of files: a fifth is kept for testing, a fifth of the others for
@@ -523,7 +532,7 @@ def finetune_files(
     if tokenizer.codebook_size != model.vocabulary.codebook_size:
         raise OmnijetError(f"the tokenizer has {tokenizer.codebook_size} codes, the backbone was "
                            f"trained with {model.vocabulary.codebook_size}: they do not fit")
-    jets = read_jets(data, classes=classes, max_jets=max_jets)
+    jets = read_jets(data, classes=classes, max_jets=max_jets, layout=layout)
     labels = np.asarray(jets.label)
     classes = np.unique(labels) if classes is None else classes
     classifier = JetClassifier.from_generative(model, classes)
@@ -534,7 +543,7 @@ def finetune_files(
     config = fine_tuning(n_train := int((~test).sum()), **settings)
     classifier.fit(tokens[~test], labels[~test], strategy, config=config, progress=progress)
     result = {"strategy": strategy, "seed": seed, "origin": origin(), "train_jets": n_train,
-              "classes": [CLASSES[k] for k in classifier.classes]}
+              "classes": [*map(class_key, classifier.classes)]}
     keep(classifier, out, result, tokens[test], labels[test])
     a, b = result["accuracy"], result["accuracy_error"]
     print(f"{out}: {strategy} with {n_train:,} jets; of {result['n_jets']:,} others it tags "

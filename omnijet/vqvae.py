@@ -20,7 +20,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from .files import OmnijetError, as_number, make_folder, progress_bar, read_metadata
+from .formats import as_layout
 from omnijet.data import (
+    count_entries,
     FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, iter_jets, jet_files, process_of,
     write_tokens,
 )
@@ -29,6 +31,7 @@ from .statistics import resolution
 from .training import batches, device
 from omnijet.models import (
     Linear, Packing, PretrainedMixin, attend, check_shapes, find_pretrained, read_config, read_gabbro,
+    model_checksum,
 )
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
@@ -507,11 +510,11 @@ def _holds_tokens(path) -> bool:
     return False
 
 
-def _places(data, out) -> dict:  # {file of tokens: its file of jets}
+def _places(data, out, layout=None) -> dict:  # {file of tokens: its file of jets}
     "Where tokens go; `OmnijetError` where they would be among the jets, or in place of others."
     given = [Path(one).resolve() for one in (data if isinstance(data, (list, tuple)) else [data])]
     home, places = Path(out).resolve(), {}
-    for file in jet_files(data):
+    for file in jet_files(data, layout=layout):
         path = Path(out, f"{file.stem}.parquet")
         if home == file.resolve().parent or any(map(home.is_relative_to, given)):
             raise OmnijetError(f"{path}: tokens would be among the jets, choose another folder")
@@ -525,11 +528,14 @@ def _places(data, out) -> dict:  # {file of tokens: its file of jets}
 
 def tokenize_files(
     tokenizer,  # a tokenizer, or what `load_tokenizer` takes
-    data,  # a file, folder or glob of JetClass columns, or a list of these
+    data,  # a file, folder or glob of jets, or a list of these
     out,  # folder; a file of tokens has the name of its file of jets
     batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
     mirror: tuple = (),  # turn the sign of these: eta_rel, phi_rel
     progress: bool = True,
+    layout: str = None,  # of files whose content does not tell: a YAML file, see `read_jets`
+    resume: bool = False,  # files of tokens made before of the same jets by the same tokenizer stay
+    max_jets: int = None,  # at most so many, shared evenly among the files
 ) -> list:  # the files written
     "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
     batch_size = as_number(batch_size, "batch_size", low=1, optional=True)
@@ -537,11 +543,21 @@ def tokenize_files(
     if tuple(mirror) not in [(), *MIRRORS]:
         raise OmnijetError(f"mirror is {mirror}, expected one of {MIRRORS}")
     name = str(tokenizer) if isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
-    tokenizer, places, written = load_tokenizer(tokenizer, device()), _places(data, out), []
+    tokenizer, layout, written = load_tokenizer(tokenizer, device()), as_layout(layout), []
+    places, weights = _places(data, out, layout), model_checksum(tokenizer) if resume else None
     make_folder(out)
+    room, left = as_number(max_jets, "max_jets", low=1, optional=True), len(places)
     for path, file in progress_bar(places.items(), progress, desc="tokenize", unit="file"):
-        parts = []
-        for jets in iter_jets(file):
+        quota, left = None if room is None else -(-room // left), left - 1
+        about, parts = {"codebook_size": tokenizer.codebook_size, "tokenizer": name}, []
+        if resume:
+            told = file.stat()
+            about["made_of"] = f"{weights} {told.st_size} {told.st_mtime_ns} {layout} {quota}"
+            if _holds_tokens(path) and read_metadata(path).get("made_of") == about["made_of"]:
+                written.append(path)
+                room = room and room - count_entries(path, tokens=True)
+                continue
+        for jets in iter_jets(file, max_jets=quota, layout=layout):
             seen = {name: jets.constituents[name] for name in FEATURES}
             seen |= {name: -seen[name] for name in mirror}
             size = batch_size or (128 if device().type == "cpu" else 1024)
@@ -551,9 +567,9 @@ def tokenize_files(
         stale = [whole] if whole not in places else []
         if parts:
             tokens, label, id = map(ak.concatenate, zip(*parts))
-            about = {"codebook_size": tokenizer.codebook_size, "tokenizer": name}
             write_tokens(tokens, path, label, id, mirror=mirror, **about)
             written.append(path)
+            room = room and room - len(tokens)
         else:
             warnings.warn(f"{file}: no jets to tokenize, left out", stacklevel=2)
             stale.append(path)

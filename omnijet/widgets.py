@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .files import OmnijetError
-from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
+from .data import CLASSES, CLASS_NAMES, FEATURES, class_name, sample_jets
 from .observables import color, flat_constituents, jet_mass, n_constituents, observables
 from .vqvae import load_tokenizer
 from .gpt import GenerativeModel, Sampling, load_tokens
@@ -62,7 +62,7 @@ class JetBrowserView(W.VBox):
         self.title, self.about, self.rows, self.tokens = (html() for _ in range(4))
         self.canvas = Canvas(on_arrow=self.move)
         self.canvas.observe(lambda _: self.write_rows(), "hover")
-        kinds = [(CLASS_NAMES[k], int(k)) for k in np.unique(self.label) if k >= 0]
+        kinds = [(class_name(k), int(k)) for k in np.unique(self.label) if k >= 0]
         self.classes = control(W.Dropdown, self.select, 140, options=[("all classes", -1), *kinds])
         self.masses, self.counts = (
             control(W.IntRangeSlider, self.select, 330, value=(0, top), max=top, description=text)
@@ -112,7 +112,7 @@ def show(self: JetBrowserView):
         return
     i = self.chosen[self.at]
     self.shown, self.codes = _before_and_after(self.constituents[i:i + 1], self.tokenizer)
-    names = [CLASS_NAMES[k] for k in self.label[i:i + 1] if k >= 0] + [f"jet {i}"]
+    names = [class_name(k) for k in self.label[i:i + 1] if k >= 0] + [f"jet {i}"]
     facts = [*names, f"mass {self.mass[i]:.1f} GeV", f"{self.count[i]} constituents"]
     self.title.value = f"<h4>{' · '.join(facts)}</h4>{self.at + 1:,} of {len(self.chosen):,} jets"
     self.canvas.panel = jet_panel(*(jet[0] for jet in self.shown), title=", ".join(names))
@@ -156,7 +156,7 @@ def JetBrowser(
     if not headless():
         return JetBrowserView(jets, tokenizer)
     shown, _ = _before_and_after(jets.constituents[:1], tokenizer)
-    title = ", ".join([CLASS_NAMES[k] for k in jets.label[:1] if k >= 0] + ["jet 0"])
+    title = ", ".join([class_name(k) for k in jets.label[:1] if k >= 0] + ["jet 0"])
     return picture(jet_panel(*(jet[0] for jet in shown), title=title))
 
 # %% ../nbs/06_widgets.ipynb #4ef1f48e
@@ -500,7 +500,7 @@ def scoring(self: TransferExplorerView, training: dict, batch: int = 1000):
     for first in range(0, len(test), batch):
         more = classifier.predict(test[order[first:first + batch]])[:, 1]
         scores = np.append(scores, more)
-        self.shown = scores, target[:len(scores)], name, [CLASS_NAMES[k] for k in classes]
+        self.shown = scores, target[:len(scores)], name, [class_name(k) for k in classes]
         yield len(scores)
     self.scores[name] = self.shown
 
