@@ -411,7 +411,7 @@ def _momenta(path, names, has) -> list:
 @lru_cache(maxsize=4096)
 def _find(path, size, modified, given):
     with open_any(path, given.tree) as (n_entries, names, iterate):
-        def is_there(branch):
+        def is_there(branch, here=""):
             name, index = _place(branch, names)
             if branch == "label_*":
                 return any(map(re.compile("label_.").match, names))
@@ -419,8 +419,9 @@ def _find(path, size, modified, given):
                 return name in names
             one = {"entry_start": 0, "entry_stop": 1, "step_size": 1}
             _, first = next(iter(iterate([name], **one)))
-            last = str(first[name].type).split(" * ")[-2]
-            return last == "var" or index < int(last)
+            *axes, last, _ = str(first[name].type).split(" * ")  # of constituents a list of lists
+            fits = len(axes) >= 1 + here.startswith("part_")
+            return fits and (last == "var" or index < int(last))
 
         missing = [branch for branch in given.columns.values() if not is_there(branch)]
         missing += [branch for branch in given.jet.values() if branch not in names]
@@ -429,8 +430,9 @@ def _find(path, size, modified, given):
         title, layout, own = "columns as named", given, set(given.columns)
         mapped = any(own & {*MOMENTA[:1], *group} for group in COORDINATES.values())
         for name, known in () if mapped else LAYOUTS.items():
-            if all(map(is_there, known.needs)):
-                there = {x: branch for x, branch in known.columns.items() if is_there(branch)}
+            there = {x: branch for x, branch in known.columns.items() if is_there(branch, x)}
+            parts = [x for x in known.columns if x.startswith("part_")]
+            if all(map(is_there, known.needs)) and (not parts or {*parts} & {*there}):
                 labels = known.labels if given.labels is None else given.labels
                 needs = known.needs if given.labels is None else ()
                 title, layout = name, replace(known, columns=there | given.columns, labels=labels,

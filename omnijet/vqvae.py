@@ -30,9 +30,8 @@ from .observables import jet_mass
 from .statistics import resolution
 from .training import batches, device
 from omnijet.models import (
-    Linear, Packing, PretrainedMixin, attend, check_shapes, find_pretrained, read_config,
-    read_gabbro,
-    model_checksum,
+    Linear, Packing, PretrainedMixin, attend, check_shapes, find_pretrained, model_checksum,
+    read_config, read_gabbro,
 )
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a

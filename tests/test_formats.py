@@ -1,7 +1,6 @@
 """Other people's files: each format as its own project writes it, own layouts, events, labels, and what is refused."""
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import awkward as ak
 import h5py
@@ -258,7 +257,7 @@ def test_read_tokenize_pretrain_generate(tmp_path, truth, name, labelled, capsys
     assert made["n_jets"] == 38 and made["epochs"] == 2 and np.isfinite(made["val_loss"])  # 2 × 5 steps
     (file,) = generate_files(tmp_path / "model", tmp_path / "more", 5, tokenizer, progress=False)
     new = read_jets(file)
-    assert set(new.label.to_list()) == {-1} and len(new) + 5 - len(read_tokens(file)) <= 5
+    assert set(new.label.to_list()) == {-1} and len(read_tokens(file)) == 5
     assert "perplexity" in capsys.readouterr().out
 
 
@@ -414,7 +413,8 @@ def test_layouts_in_yaml_and_words(tmp_path, truth, capsys):
     before = (tmp_path / "model" / "tokens" / "mine.parquet").stat().st_mtime_ns
     assert run.main(words) == 0 and (tmp_path / "model" / "tokens" / "mine.parquet").stat().st_mtime_ns == before
     on = ["pretrain", "--data", str(tmp_path / "model" / "tokens"), "--backbone", str(tmp_path / "model"), "--tokenizer", "omnijet/tokenizer-512"]
-    assert run.main([*on, "--classes", "signal", "--out", str(tmp_path / "on"), "--epochs", "1"]) in (0, 1)
+    assert run.main([*on, "--classes", "signal", "--out", str(tmp_path / "on"), "--epochs", "1"]) == 1
+    assert "expected at least 20: a twentieth of them chooses the best weights" in capsys.readouterr().err
     assert run.main([*on, "--out", str(tmp_path / "on"), "--epochs", "1"]) == 0
     wrong = {"{tree: a, colums: {}}": "mine.yaml: colums, expected tree, columns, jet, labels", "[1]": r"mine.yaml: \[1\], expected",
              "columns: {px: PF_px}": "mine.yaml: columns names 'px', expected part_…, jet_… or label", "columns: {part_px: 3}": "columns is {'part_px': 3}",
@@ -553,4 +553,3 @@ def test_the_layout_of_a_file(tmp_path, truth):
     layout = Layout({"part_px": "a"})
     assert hash(layout) == hash(replace(layout)) and as_layout(None) is None and as_layout(layout) is layout
     assert all(isinstance(x, formats.Layout) for x in formats.LAYOUTS.values()) and len(CLASSES) == len(LABELS)
-    assert Path(tmp_path).exists()
