@@ -409,7 +409,8 @@ COMMANDS = {  # a function and those of its parameters that are options; capital
     "generate": "generation.generate_files model out n=1000 tokenizer seed batch_size "
                 "gpt.Sampling temperature top_k top_p jet_class",  # fields of what it passes on
     "finetune": "transfer.finetune_files backbone tokenizer data out classes max_jets seed "
-                "strategy layout",
+                "strategy layout test images",
+    "tag": "transfer.tag_files tagger tokenizer data out images max_jets layout",
     "ship": "shipping.ship RUN",
     "compare": "shipping.compare_runs RUN REFERENCE",
     "bench": "run._bench NAME",
