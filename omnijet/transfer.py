@@ -609,7 +609,7 @@ def finetune(
 
 # %% ../nbs/05_transfer.ipynb #05c4ce9e
 def finetune_files(
-    backbone, tokenizer,  # folders or names: a GenerativeModel, or a tagger to go on from; its codes
+    backbone, tokenizer,  # folders or names: a GenerativeModel, or a tagger to go on from; codes
     data,  # labelled jets: file, folder or glob of the reader
     out,  # folder for the classifier and result.json
     strategy: str = "finetune",  # finetune, frozen or scratch
@@ -673,7 +673,7 @@ def tag_files(
         raise OmnijetError(f"{out}: expected the name of a new .parquet file")
     tokenizer, tagger = load_tokenizer(tokenizer), JetClassifier.from_pretrained(tagger)
     tagger.check_codes(tokenizer)
-    columns, parts = [f"score_{CLASSES[k]}" for k in tagger.classes], []
+    columns, parts = [f"score_{class_key(k)}" for k in tagger.classes], []
     for jets in iter_jets(data, max_jets=max_jets, progress=progress):
         scores = dict(zip(columns, tagger.tag(jets, tokenizer, images).T.copy()))
         parts.append(ak.zip({"id": jets.id, "label": jets.label, **scores}, depth_limit=1))
