@@ -655,7 +655,7 @@ def finetune_files(
         others = read_jets(test, classes=classes, layout=layout)
         for path, part in {data: jets, test: others}.items():
             enough(part.label, classes, 1, f"{path}: training and testing need each class")
-        if seen := int(np.isin(others.id, jets.id).sum()):
+        if seen := int(np.isin(*(np.asarray(x.id) for x in (others, jets))).sum()):
             raise OmnijetError(f"{test}: {seen} of its jets are in {data}, too")
     make_folder(out)
     tagger = finetune(jets, backbone, tokenizer, strategy, classes, images, progress, **settings)
