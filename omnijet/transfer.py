@@ -188,16 +188,12 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
     def start_from(cls, model, tokenizer, classes) -> tuple:  # and whether its head is trained
         "What to train on: a `GenerativeModel` or, of the same classes, a tagger; folder or name."
         folder = find_pretrained(model)
-        if read_config(folder, ["GenerativeModel", cls.__name__])["kind"] == cls.__name__:
-            found = cls.from_pretrained(folder)
-            if warm := set(found.classes) == set(class_indices(classes)):
-                classifier = found
-            else:
-                classifier = cls(found.backbone, None, classes, found.vocabulary.codebook_size)
-        else:
-            classifier, warm = cls.from_generative(folder, classes), False
-        classifier.check_codes(tokenizer)
-        return classifier, warm
+        is_tagger = read_config(folder, ["GenerativeModel", cls.__name__])["kind"] == cls.__name__
+        start = cls.from_pretrained(folder) if is_tagger else cls.from_generative(folder, classes)
+        if other := set(start.classes) != set(class_indices(classes)):
+            start = cls(start.backbone, None, classes, start.vocabulary.codebook_size)
+        start.check_codes(tokenizer)
+        return start, is_tagger and not other
 
     def check_codes(self, tokenizer):
         "`OmnijetError` for a tokenizer of another number of codes."
@@ -362,9 +358,8 @@ def fit(
     warm: bool = False,  # go on from the head that is there, not from random weights
     **changes,  # of the recipe's configuration
 ) -> list:  # the history `train` returns
-    """Train in place; `config.seed` fixes a new head's weights and the batches.
-
-    Each class counts the same, however many jets of it there are."""
+    """Train in place, each class counting the same, however many jets of it there are;
+    `config.seed` fixes a new head's weights and the batches."""
     check_strategies(strategy)
 
     def labelled(tokens, labels, images, least):
@@ -685,11 +680,11 @@ def tag_files(
         raise OmnijetError(f"{out}: expected the name of a new .parquet file")
     tokenizer, tagger = load_tokenizer(tokenizer), JetClassifier.from_pretrained(tagger)
     tagger.check_codes(tokenizer)
-    columns, parts = [f"score_{class_key(k)}" for k in tagger.classes], []
+    columns, rows = [f"score_{class_key(k)}" for k in tagger.classes], []
     for jets in iter_jets(data, max_jets=max_jets, progress=progress, layout=layout):
         scores = dict(zip(columns, tagger.tag(jets, tokenizer, images).T.copy()))
-        parts.append(ak.zip({"id": jets.id, "label": jets.label, **scores}, depth_limit=1))
-    rows = ak.concatenate(parts) if parts else []
+        rows.append(ak.zip({"id": jets.id, "label": jets.label, **scores}, depth_limit=1))
+    rows = ak.concatenate(rows) if rows else []
     write_columns(rows, out, tagger=name, images=images)
     print(f"{out}: scores of {len(rows):,} jets")
     return out
