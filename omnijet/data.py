@@ -28,10 +28,9 @@ from omnijet.files import (
     read_metadata, readable, run_path, to_numpy, write_columns,
 )
 from omnijet.formats import (
-    AXIS, CLASS_NAMES, CLASSES, LABELS, MOMENTA, UNLABELLED, add_class,
-    as_layout,
-    check_depth, class_indices, class_key, class_name, column_labels, find_layout,
-    iter_jet_columns, of_classes,
+    AXIS, CLASS_NAMES, CLASSES, LABELS, MOMENTA, UNLABELLED, add_class, as_layout, check_depth,
+    class_indices, class_key, class_name, column_labels, find_layout, iter_jet_columns,
+    learn_classes, of_classes,
 )
 
 _all_ = ["ARCHIVES", "PACKAGES", "ROW_GROUP", "SUMS", "OmnijetError", "atomic", "download",
@@ -84,8 +83,8 @@ def with_momenta(columns: ak.Array) -> ak.Array:
     "Columns of jets with part_px, part_py, part_pz (GeV) from whatever coordinates are there."
     if all(name in columns.fields for name in MOMENTA):
         return columns
-    x = {name: ak.values_astype(columns[name], np.float64) for name in columns.fields
-         if name.startswith(("part_", *AXIS))}
+    x = {name: ak.values_astype(ak.from_regular(columns[name], axis=None), np.float64)
+         for name in columns.fields if name.startswith(("part_", *AXIS))}
     pt = x["part_pt"] if "part_pt" in x else x["part_pt_rel"] * x["jet_pt"]
     phi = [x[name] for name in ("part_phi", "part_phi_rel", "part_dphi") if name in x][0]
     phi = phi if "part_phi" in x else phi + x.get("jet_phi", 0.0)
@@ -100,9 +99,7 @@ def with_momenta(columns: ak.Array) -> ak.Array:
         eta = x["part_deta"] * np.where(x["jet_eta"] > 0, 1, -1) + x["jet_eta"]
     for name, values in zip(MOMENTA, cartesian(pt, eta, phi)):
         columns = ak.with_field(columns, values, name)
-    if "part_phi" not in x and "jet_phi" not in x:
-        columns["jet_phi"] = np.zeros(len(columns))
-    return columns
+    return columns if {"part_phi", "jet_phi"} & {*x} else ak.with_field(columns, 0.0, "jet_phi")
 
 # %% ../nbs/00_data.ipynb #61947d53
 MAX_CONSTITUENTS = 128
@@ -292,11 +289,7 @@ def jet_files(
     if isinstance(path, (list, tuple)):
         return [file for one in path for file in jet_files(one, classes, layout)]
     files = find_files(path)
-    try:
-        class_indices(classes)
-    except OmnijetError:  # perhaps classes that only the files know
-        for file in files:
-            find_layout(file, layout)
+    learn_classes(classes, files, layout)
     if Path(path).is_file():
         return files
     order = {class_key(index): index for index in class_indices(classes)}
@@ -437,9 +430,15 @@ class Ragged:
         index = np.arange(len(self))[index]
         lengths = self.lengths[index]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], lengths)
+        shift = self.offsets[index] - offsets[:-1]
+        content = np.empty((offsets[-1], *self.content.shape[1:]), self.content.dtype)
+        for i in range(0, len(index), 10_000):  # places of all constituents would fill the memory
+            part = slice(i, i + 10_000)
+            inside = slice(offsets[i], offsets[:-1][part][-1] + lengths[part][-1])
+            at = np.arange(inside.start, inside.stop) + np.repeat(shift[part], lengths[part])
+            content[inside] = self.content[at]
         extras = {name: values[index] for name, values in self.extras.items()}
-        return Ragged(self.content[at], offsets, extras)
+        return Ragged(content, offsets, extras)
 
     def to_constituents(self):
         "An awkward list of records {pt, eta_rel, phi_rel} a sequence: the inverse of `from_jets`."

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CLASSES', 'LABELS', 'CLASS_NAMES', 'UNLABELLED', 'MOMENTA', 'AXIS', 'COORDINATES', 'MASSES', 'LAYOUTS', 'add_class',
            'class_key', 'class_name', 'class_indices', 'of_classes', 'open_any', 'Layout', 'plain_yaml', 'as_layout',
-           'Found', 'find_layout', 'check_depth', 'one_hot_labels', 'column_labels', 'iter_jet_columns']
+           'Found', 'find_layout', 'learn_classes', 'check_depth', 'one_hot_labels', 'column_labels',
+           'iter_jet_columns']
 
 # %% ../nbs/00g_formats.ipynb #3a7086b6
 import json, math, pickletools, re, zlib
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -69,7 +70,8 @@ def class_indices(
     for name in names:
         if name not in known:
             there = ", ".join([*CLASSES, *_others.values()])
-            raise OmnijetError(f"no jet class {name!r} (there are: {there})")
+            why = ": jets without a label, `labels` gives them one" if name == "-1" else ""
+            raise OmnijetError(f"no jet class {name!r}{why} (there are: {there})")
     return [known[name] for name in names]
 
 
@@ -415,7 +417,8 @@ def _find(path, size, modified, given):
                 return any(map(re.compile("label_.").match, names))
             if name not in names or index is None or not n_entries:
                 return name in names
-            _, first = next(iter(iterate([name], 0, 1, 1)))
+            one = {"entry_start": 0, "entry_stop": 1, "step_size": 1}
+            _, first = next(iter(iterate([name], **one)))
             last = str(first[name].type).split(" * ")[-2]
             return last == "var" or index < int(last)
 
@@ -462,6 +465,15 @@ def find_layout(path, layout=None) -> Found:
         about = path.stat()
         return _find(path, about.st_size, about.st_mtime_ns, layout)
 
+
+def learn_classes(classes, files, layout=None):
+    "Look into files for the names of classes that are not known yet."
+    try:
+        class_indices(classes)
+    except OmnijetError:
+        for file in files:
+            find_layout(file, layout)
+
 # %% ../nbs/00g_formats.ipynb #7196a3c5
 def _sizes(lists, axis=1):
     return to_numpy(ak.num(lists, axis=axis)) if axis == 1 else ak.num(lists, axis=axis)
@@ -472,7 +484,8 @@ def _jets_in_events(found, names, n_entries, iterate, path):
     links, columns = found.layout.jet, found.layout.columns
     momentum, nested = _place(columns.get(found.momenta[0], found.momenta[0]), names), False
     if columns and not found.layout.needs and not links and n_entries:
-        _, first = next(iter(iterate([momentum[0]], 0, 1, 1)))
+        one = {"entry_start": 0, "entry_stop": 1, "step_size": 1}
+        _, first = next(iter(iterate([momentum[0]], **one)))
         nested = first[momentum[0]].ndim - (momentum[1] is not None) == 3
     if not links and not nested:
         return None
@@ -484,7 +497,8 @@ def _jets_in_events(found, names, n_entries, iterate, path):
                and (name == "counts" or "jet_index" not in links)] + [links.get("jet_index")]
         name = by[0]
     counts = [np.zeros(0, int)]
-    for _, events in iterate([name], 0, n_entries, 10_000):
+    whole = {"entry_start": 0, "entry_stop": n_entries, "step_size": 10_000}
+    for _, events in iterate([name], **whole):
         values = events[name]
         if name != links.get("jet_index"):
             counts.append(_sizes(values))

@@ -17,7 +17,7 @@ from fastcore.meta import delegates
 from torch import nn
 
 from .files import OmnijetError, as_bool, as_number, holds, progress_bar, write_columns
-from .formats import MOMENTA, open_any
+from .formats import MOMENTA, as_layout, open_any
 from .data import Ragged, jet_files, process_of, to_columns
 from .observables import OBSERVABLES, compare, flat_constituents, jet_pt
 from .statistics import auc_with_error, number, quantile_kl, w1_with_error
@@ -128,8 +128,9 @@ def pretrain_files(
     epochs, batch_size, max_jets = (as_number(x, name, 1, optional=True) for name, x in {
         "epochs": epochs, "batch_size": batch_size, "max_jets": max_jets}.items())
     lr = as_number(lr, "lr", above=0, whole=False, optional=True)
+    layout = as_layout(layout)
     files = jet_files(data, classes, layout)
-    with open_any(files[0]) as (_, names, _):
+    with open_any(files[0], layout and layout.tree) as (_, names, _):
         is_tokens = "tokens" in names and MOMENTA[0] not in names
     if not is_tokens:
         files = tokenize_files(tokenizer, files, out / "tokens", progress=progress, layout=layout,

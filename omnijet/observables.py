@@ -191,6 +191,10 @@ def observables(
         names = OBSERVABLES if names == "all" else [names]
     if unknown := ", ".join(name for name in names if name not in OBSERVABLES):
         raise OmnijetError(f"no observable {unknown} (there are: {', '.join(OBSERVABLES)})")
+    parts = [jets[i : i + 10_000] for i in range(0, len(jets), 10_000)]
+    if len(parts) > 1:  # else memory grows with the jets
+        found = [observables(part, names, axes) for part in parts]
+        return {name: np.concatenate([one[name] for one in found]) for name in names}
     of = {"mass": jet_mass, "pt": jet_pt, "eta": jet_eta, "d2": d2}
     of["n_constituents"] = n_constituents
     N = sorted({int(digit) for name in names if name not in of for digit in name[3:]})

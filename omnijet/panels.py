@@ -294,10 +294,8 @@ def shown_jets(jets=None, to_tokenize=False) -> ak.Array:  # {constituents, labe
         if not len(parts):
             raise OmnijetError("there are no jets to show")
         flat_constituents(parts)
-        known = "label" in jets.fields
-        names = [name if name != -1 else "unlabelled" for name in ak.to_list(jets["label"] if known
-                                                                             else [])]
-        label = class_indices(names) if known else np.full(len(parts), -1)
+        label = ak.to_list(jets["label"]) if "label" in jets.fields else [-1] * len(parts)
+        label = class_indices([name if name != -1 else "unlabelled" for name in label])
         jets = ak.zip({"constituents": parts, "label": np.asarray(label)}, depth_limit=1)
     except OmnijetError:
         raise

@@ -407,8 +407,8 @@ COMMANDS = {  # a function and those of its parameters that are options; capital
                 "mantissa_bits start",
     "download": "files.download split out dataset",
     "tokenize": "vqvae.tokenize_files tokenizer data out batch_size layout resume max_jets",
-    "pretrain": "generation.pretrain_files data out tokenizer layout classes max_jets backbone epochs "
-                "batch_size lr width blocks heads seed",
+    "pretrain": "generation.pretrain_files data out tokenizer layout classes max_jets backbone "
+                "epochs batch_size lr width blocks heads seed",
     "generate": "generation.generate_files model out n=1000 tokenizer seed batch_size "
                 "gpt.Sampling temperature top_k top_p jet_class",  # fields of what it passes on
     "finetune": "transfer.finetune_files backbone tokenizer data out classes max_jets seed "

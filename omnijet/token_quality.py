@@ -7,10 +7,12 @@ __all__ = ['QUALITY', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'check_toget
            'coverage', 'measure', 'resolutions', 'compare_tokenizers', 'plot_differences', 'difference_edges',
            'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention', 'Transformer', 'Tagger',
            'train_tagger', 'predict', 'confusion', 'evaluate', 'score_trainings', 'accuracy_lost', 'plot_confusion',
-           'run_tokenizers', 'class_jets', 'matching_bins']
+           'run_tokenizers', 'class_jets', 'Reconstructed', 'class_data', 'matching_bins']
 
 # %% ../nbs/02_token_quality.ipynb #0b1d3a82
 import warnings, zlib
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import awkward as ak
@@ -19,11 +21,12 @@ import torch
 from torch import nn
 
 from .files import OmnijetError, as_number, progress_bar, run_path
-from .data import CLASSES, CLASS_NAMES, FeatureScaling, Ragged, read_jets
+from .data import CLASSES, CLASS_NAMES, FeatureScaling, JetStream, Ragged, count_entries
+from .data import jet_files, process_of, read_jets
 from .observables import OBSERVABLES, bin_edges, color, compare, observables
 from .statistics import auc, resample, resolution
-from .training import TrainingConfig, batches, device, train
-from .models import Linear
+from .training import IN_MEMORY, TrainingConfig, batches, device, train
+from .models import Linear, Packing
 from .vqvae import NormFormerBlock, VQVAE, load_tokenizer
 
 # %% ../nbs/02_token_quality.ipynb #f2dfa748
@@ -41,6 +44,9 @@ def reconstruct(
 ):  # the same jets with the constituents that their tokens stand for
     "Jets through tokens and back; OmnijetError if what comes back does not belong to these jets."
     tokenizer = open_tokenizer(tokenizer)
+    parts = [jets[i : i + 10_000] for i in range(0, len(jets), 10_000)]
+    if len(parts) > 1:  # else memory grows with the jets
+        return ak.concatenate([reconstruct(tokenizer, part) for part in parts])
     constituents = tokenizer.decode(tokenizer.encode(jets, batch_size=512), batch_size=512)
     check_together(jets.constituents, constituents)
     before, after = (ak.to_numpy(ak.flatten(c.pt)) for c in (jets.constituents, constituents))
@@ -98,20 +104,19 @@ def coverage(points, cells, delta: float = 0.2) -> tuple:
 QUALITY = ("mass", "pt", "tau32", "tau21")  # observables of figures 4 and 8–11
 
 
-def measure(tokenizers: dict, jets, names=QUALITY) -> tuple:
-    "Observables {original, name: {observable: (n_jets,)}}, jets {name: jets}; failures: warnings."
-    values, reconstructed = {"original": observables(jets, names)}, {}
+def measure(tokenizers: dict, jets, names=QUALITY) -> dict:
+    "Observables {original, tokenizer: {observable: (n_jets,)}}; a tokenizer that fails: a warning."
+    values = {"original": observables(jets, names)}
     for name, tokenizer in progress_bar(tokenizers.items(), desc="reconstruct"):
         try:
-            reconstructed[name] = reconstruct(tokenizer, jets)
-            values[name] = observables(reconstructed[name], names)
+            values[name] = observables(reconstruct(tokenizer, jets), names)
         except OmnijetError as error:
             if len(tokenizers) == 1:
                 raise
             warnings.warn(f"{name} is left out: {error}", stacklevel=2)
-    if not reconstructed:
+    if len(values) == 1:
         raise OmnijetError(f"none of the tokenizers fits these jets: {', '.join(tokenizers)}")
-    return values, reconstructed
+    return values
 
 
 def resolutions(values: dict, labels, bootstrap: int = 200, seed: int = 1) -> dict:
@@ -244,8 +249,8 @@ class DeepSets(nn.Module):
         self.f[0][0].weight.data /= 50  # what comes in is a sum over some fifty constituents
 
     def forward(self, x, mask):
-        x = self.phi(x) * mask[..., None]  # (B, L, 256)
-        return self.f(x.sum(1))  # (B, 256) → (B, n_classes)
+        packing = Packing(mask)
+        return self.f(packing.sum(self.phi(packing.rows(x))))  # (B, 256) → (B, n_classes)
 
 # %% ../nbs/02_token_quality.ipynb #2926ca91
 class ClassAttention(nn.Module):
@@ -287,9 +292,11 @@ class Transformer(nn.Module):
             block.mlp[-1].reset_parameters()
 
     def forward(self, x, mask):
-        x = self.project(x)  # (B, L, W)
+        packing = Packing(mask)
+        x = self.project(packing.rows(x))  # (N, W)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, packing)
+        x = packing.padded(x)  # (B, L, W)
         token = self.token.expand(len(x), -1, -1)  # (B, 1, W)
         for block in self.class_blocks:
             token = block(token, x, mask)
@@ -319,7 +326,7 @@ SCHEDULES = {  # learning rates at the start, at most and at the end (appendix A
 
 def train_tagger(kind: str, data, val, epochs: int, batch_size: int = 512, seed: int = 1,
                  sizes: dict = None, lr: float = None, out=None, progress: bool = True):
-    "A Tagger (kind in SCHEDULES) trained on Ragged jets; lr: the largest; out: where it goes on."
+    "A Tagger (kind in SCHEDULES) trained on jets; lr: the largest; out: where it goes on."
     if kind not in SCHEDULES:
         raise OmnijetError(f"no kind {kind!r} (there are: {', '.join(SCHEDULES)})")
     torch.manual_seed(as_number(seed, "seed", 0))
@@ -330,7 +337,8 @@ def train_tagger(kind: str, data, val, epochs: int, batch_size: int = 512, seed:
                             schedule="one-cycle", weight_decay=0.01, grad_clip=5.0)
     if out is not None:  # a folder for these very jets and settings
         settings = str((kind, sizes, epochs, batch_size, seed, lr)).encode()
-        out = Path(out) / f"{zlib.crc32(data.content.tobytes() + settings):08x}"
+        jets = zlib.crc32(data.content) if isinstance(data, Ragged) else data.checksum()
+        out = Path(out) / f"{zlib.crc32(settings, jets):08x}"
     train(tagger, data, val, config, out=out, progress=progress)
     return tagger
 
@@ -450,6 +458,38 @@ def class_jets(run_dir, split: str, max_jets: int, tops: int = None):
     if not found:
         raise OmnijetError(f"{folder}: no jets of any class")
     return ak.concatenate(found)
+
+
+@dataclass
+class Reconstructed(JetStream):
+    "A stream of what a tokenizer makes of jets, of `reconstruct`; None: of the jets themselves."
+    tokenizer: object = None
+
+    def read(self, file, start, stop):
+        for part in super().read(file, start, stop):
+            if self.tokenizer is not None:
+                jets = ak.zip({"constituents": part.to_constituents()}, depth_limit=1)
+                content = Ragged.from_jets(reconstruct(self.tokenizer, jets)).content
+                part = Ragged(content, part.offsets, part.extras)
+            yield part
+
+    def checksum(self, crc: int = 0) -> int:
+        for part in self.read(0, 0, 100):  # tells the tokenizer, too
+            crc = zlib.crc32(part.content, crc)
+        return super().checksum(crc)
+
+
+def class_data(run_dir, split: str, max_jets: int, tokenizer=None):  # Ragged, or a stream
+    "The jets of `class_jets`, or what a tokenizer makes of them; streamed if they are too many."
+    files, seen = [], Counter()
+    for file in jet_files(run_path(run_dir, "data", split, chapter="00b_simulation")):
+        if seen[process_of(file)] < max_jets:
+            files.append(file)
+            seen[process_of(file)] += count_entries(file)
+    if seen.total() > IN_MEMORY:
+        return Reconstructed(files, tokenizer=tokenizer)
+    jets = class_jets(run_dir, split, max_jets)
+    return Ragged.from_jets(jets if tokenizer is None else reconstruct(tokenizer, jets))
 
 # %% ../nbs/02_token_quality.ipynb #acb51a6d
 def matching_bins(sigma: dict, target: float):

@@ -22,15 +22,16 @@ from torch import nn
 from .files import OmnijetError, as_number, make_folder, progress_bar, read_metadata
 from .formats import as_layout
 from omnijet.data import (
-    FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, count_entries, iter_jets, jet_files,
-    process_of, write_tokens,
+    count_entries,
+    FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged, iter_jets, jet_files, process_of,
+    write_tokens,
 )
 from .observables import jet_mass
 from .statistics import resolution
 from .training import batches, device
 from omnijet.models import (
-    Linear, PretrainedMixin, check_shapes, find_pretrained, model_checksum, read_config,
-    read_gabbro,
+    Linear, Packing, PretrainedMixin, attend, check_shapes, find_pretrained, read_config, read_gabbro,
+    model_checksum,
 )
 
 # %% ../nbs/01_vqvae.ipynb #ddcaf54a
@@ -192,13 +193,14 @@ class NormFormerBlock(nn.Module):
         for zero in (self.qkv.bias, self.out.bias, self.norm1.weight, last.weight, last.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x, mask):  # (B, L, W), (B, L) bool
-        B, L, W = x.shape
-        qkv = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1)  # (B, L, 3, H, W/H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, L, W/H) each
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask[:, None, None, :], dropout_p=self.dropout * self.training)
-        x = x + self.norm2(self.out(attended.transpose(1, 2).reshape(B, L, W)))
+    def attend(self, qkv, mask):  # (b, l, 3W), (b, l) bool -> (b, l, W)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (b, H, l, W/H)
+        attended = attend(q, k, v, mask[:, None, None, :], self.dropout * self.training)
+        return attended.transpose(1, 2).flatten(2)
+
+    def forward(self, x, packing):  # (N, W), the real positions of a batch
+        attended = packing.attention(self.qkv(self.norm1(x)), self.attend)
+        x = x + self.norm2(self.out(attended))
         return x + self.mlp(x)
 
 
@@ -212,10 +214,11 @@ class NormFormer(nn.Module):
         self.project_out = Linear(width, n_out)
 
     def forward(self, x, mask):
-        x = self.project_in(x)
+        packing = Packing(mask)
+        x = self.project_in(packing.rows(x))  # (N, W)
         for block in self.blocks:
-            x = block(x, mask)
-        return self.project_out(x)
+            x = block(x, packing)
+        return packing.padded(self.project_out(x))
 
 
 class MLP(nn.Sequential):

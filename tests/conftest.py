@@ -21,6 +21,15 @@ def jetclass() -> Path:
 
 
 @pytest.fixture(scope="session")
+def public() -> Path:
+    "A folder with public jets: top_tagging_1000.h5, QG_jets_1000.npz."
+    folder = os.environ.get("OMNIJET_TEST_PUBLIC")
+    if not folder:
+        pytest.skip("OMNIJET_TEST_PUBLIC is not set: no public jets here")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
 def columns():
     "JetClass columns of 20 jets of each class."
     from omnijet.data import sample_jets, to_columns

@@ -249,6 +249,16 @@ def test_importing_the_reader_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+def test_many_sequences_are_taken_in_any_order():
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(0, 4, 25_000)
+    many = Ragged(np.arange(lengths.sum()), np.append(0, np.cumsum(lengths)), {"id": np.arange(25_000)})
+    order = rng.permutation(25_000)[:21_000]
+    taken, lists = many[order], np.split(many.content, many.offsets[1:-1])
+    assert (taken.content == np.concatenate([lists[i] for i in order])).all() and (taken.extras["id"] == order).all()
+    assert len(many[[]].content) == 0
+
+
 def test_names_of_version_0_1():
     "What omnijet.data gave then and other modules have now is still given, but for what stands above it (training, statistics)."
     given = {}

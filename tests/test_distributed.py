@@ -102,3 +102,42 @@ def test_two_ranks_read_streams(tmp_path):
 def test_one_process_alone_sees_every_jet(tmp_path, env):
     (rank,) = finish(tmp_path, start(tmp_path, {}, env=env))
     assert Counter(rank["seen"]) == {jet: 2 for jet in range(103)}
+
+
+MODEL = """
+import json, sys, torch
+from pathlib import Path
+import numpy as np
+from omnijet.data import Ragged
+from omnijet.gpt import GenerativeModel
+from omnijet.training import TrainingConfig, train
+
+torch.set_num_threads(1)
+folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+rng = np.random.default_rng(0)
+lengths = rng.integers(1, 30, 103)
+data = Ragged(rng.integers(0, 50, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
+torch.manual_seed(1)
+model = GenerativeModel(50, width=16, blocks=2, heads=2)
+config = TrainingConfig(epochs=2, batch_size=20, lr=0.003, optimizer=sys.argv[3], **settings)
+history = train(model, data, data, config, progress=False)
+rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+weights = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+losses = [[row["step"], row["train_loss"], row["val_loss"]] for row in history]
+(folder / f"rank{rank}.json").write_text(json.dumps({"weights": weights, "losses": losses}))
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("optimizer, precision, tolerance", [("adam", "32-true", 1e-5), ("adam", "64-true", 3e-7), ("muon", "64-true", 3e-7)])
+def test_two_ranks_train_as_one_process_does(tmp_path, monkeypatch, optimizer, precision, tolerance):
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", MODEL)
+    found = {}
+    for name, settings in ("one", {}), ("two", TWO):
+        (tmp_path / name).mkdir()
+        found[name] = finish(tmp_path / name, start(tmp_path / name, settings | {"precision": precision}, data=[optimizer]))
+    one, two = found["one"][0], found["two"]
+    assert one["losses"][-1][0] == 10 and one["losses"][-1][1] < one["losses"][0][1]
+    for rank in two:
+        assert all(abs(a - b) < tolerance * abs(b) for row, other in zip(rank["losses"], one["losses"]) for a, b in zip(row, other))

@@ -324,6 +324,48 @@ def test_download_goes_on_in_the_next_call(zenodo, tmp_path, shards):
     assert handler.requests[-1] == len(handler.archive) // 2
 
 
+class PublicRecord(Zenodo):
+    "The record of the top-tagging reference, with two of its files and another."
+    def do_GET(self):
+        found = re.fullmatch(r"/api/records/2603256(?:/files/(.+)/content)?", self.path)
+        if found and found[1]:
+            type(self).archive = self.contents[found[1]]
+            return self.send_archive(self.faults.pop(0) if self.faults else None)
+        record = [{"key": name, "size": len(content), "checksum": "md5:" + md5(content).hexdigest(),
+                   "links": {"self": f"http://{self.headers['Host']}/api/records/2603256/files/{name}/content"}} for name, content in self.contents.items()]
+        self.reply(200 if found else 404, json.dumps({"files": record}).encode())
+
+
+def test_download_of_public_files(zenodo, tmp_path):
+    "Plain files of a record by its name: one, or all; broken off and gone on with, checked, not fetched twice."
+    contents = {"test.h5": os.urandom(5000), "train.h5": os.urandom(9000), "README.md": b"not jets"}
+    handler = type("Handler", (PublicRecord,), {"contents": contents, "faults": ["break", 503], "requests": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever).start()
+    options = {"base_url": f"http://127.0.0.1:{server.server_port}", "wait": 0.001, "timeout": 5, "progress": False}
+    try:
+        assert download("test", tmp_path, dataset="top", **options) == [tmp_path / "test.h5"] and handler.requests == [0, 2500, 2500]
+        assert [path.name for path in download(out=tmp_path, dataset="top", **options)] == ["test.h5", "train.h5"] and handler.requests[3:] == [0]
+        assert all((tmp_path / name).read_bytes() == contents[name] for name in ("test.h5", "train.h5")) and not list(tmp_path.glob("*.part"))
+        (tmp_path / "train.h5").unlink()
+        handler.faults[:] = ["wrong byte"]
+        with pytest.raises(OmnijetError, match="train.h5: md5 checksum .* expected .* it was removed, fetch it again"):
+            download("train.h5", tmp_path, dataset="top", **options)
+        with pytest.raises(OmnijetError, match=r"no file val \(has: test.h5, train.h5\)"):
+            download("val", tmp_path, dataset="top", **options)
+        with pytest.raises(OmnijetError, match="api/records/3164691: no answer"):
+            download(out=tmp_path, dataset="qg", **options)
+        with pytest.raises(OmnijetError, match="aoj: fetch its files by hand from https://doi.org/10.25592/uhhfdm.16505"):
+            download(out=tmp_path, dataset="aoj", **options)
+        with pytest.raises(OmnijetError, match="no dataset 'mnist' \\(there are: jetclass, top, qg"):
+            download(out=tmp_path, dataset="mnist", **options)
+        with pytest.raises(OmnijetError, match="out is None"):
+            download("val")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_download_from_a_server_without_ranges(zenodo, tmp_path, shards):
     zenodo[1].faults[:], zenodo[1].ranges = ["break"], False
     assert_complete(fetch(zenodo, tmp_path), tmp_path, shards)

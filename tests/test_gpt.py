@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from omnijet.files import OmnijetError
 from omnijet.data import Ragged, write_tokens
 from omnijet.gpt import (
-    Cache, GenerativeModel, Sampling, Vocabulary, attend, load_tokens, next_token_loss, probabilities, sample,
+    Cache, GenerativeModel, Sampling, Vocabulary, attend_causally, load_tokens, next_token_loss, probabilities, sample,
     surprise, uniforms,
 )
 
@@ -113,7 +113,7 @@ def test_attention_is_that_of_torch(causal, length, seen, dtype, tolerance):
     exact = [torch.randn(4, 2, n, 16, dtype=torch.double, requires_grad=True) for n in (length, seen, seen)]
     rounded = [t.detach().to(dtype).requires_grad_() for t in exact]
     expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
-    found, slope = attend(*rounded), torch.randn(4, 2, length, 16)
+    found, slope = attend_causally(*rounded), torch.randn(4, 2, length, 16)
     pairs = [(found, expected), *zip(torch.autograd.grad(found, rounded, slope.to(dtype)), torch.autograd.grad(expected, exact, slope.double()))]
     for a, b in pairs:
         assert a.dtype == dtype and (a.double() - b).norm() <= tolerance * (b.norm() + 1e-3)

@@ -166,3 +166,9 @@ def test_a_figure_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OmnijetError, match="fig.png: cannot be written"):
         save_figure(fig, tmp_path, "fig")
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["fig.pdf"]
+
+
+def test_many_jets_have_the_observables_of_few():
+    jets, names = sample_jets(), ("mass", "tau32", "n_constituents")
+    many, few = observables(ak.concatenate([jets, jets[:100]]), names), observables(jets[:100], names)
+    assert len(jets) == 10_000 and all(np.array_equal(many[name][10_000:], few[name], equal_nan=True) for name in names)

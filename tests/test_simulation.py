@@ -211,6 +211,11 @@ def test_the_vincia_shower_starts():
     assert len(pythia.nextBatch(2)) == 2 and pythia.settings.mode("PartonShowers:model") == 2
 
 
+def test_a_worker_imports_what_it_needs():
+    code = "import sys, omnijet.simulation as s; s.simulate('HToBB', 1); print({'torch', 'lightning', 'matplotlib', 'sklearn', 'scipy'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 def test_neither_pythia_nor_fastjet_says_anything(capfd):
     assert len(simulate("ZToQQ", 2, settings=["PartonShowers:model = 2"])) == 2
     assert capfd.readouterr() == ("", "")

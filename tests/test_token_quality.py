@@ -10,7 +10,7 @@ from omnijet.data import CLASSES, FeatureScaling, Ragged, sample_jets, to_column
 from omnijet.files import OmnijetError, write_columns
 from omnijet.observables import observables
 from omnijet.token_quality import (
-    QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_jets,
+    QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_data, class_jets,
     code_reconstructions, compare_tokenizers, confusion, coverage, evaluate, matching_bins, measure, occupied_cells,
     open_tokenizer, plot_class_differences, plot_confusion, predict, reconstruct, resolutions, run_tokenizers,
     score_trainings, train_tagger,
@@ -53,15 +53,15 @@ class Rescaled(Identity):
 
 
 def test_nothing_lost(jets):
-    values, reconstructed = measure({"identity": Identity()}, jets)
+    values = measure({"identity": Identity()}, jets)
     found = resolutions(values, jets.label, bootstrap=3)
     assert len(found) == 40 and all(r["sigma_gauss"] == r["half_width"] == r["bias"] == 0 for r in found.values())
-    assert reconstructed["identity"].fields == jets.fields
+    assert reconstruct(Identity(), jets).fields == jets.fields
 
 
 def test_what_fails_is_left_out_and_the_rest_goes_on(jets, binned):
     with pytest.warns(UserWarning) as said:
-        values, _ = measure({"short": Short(), "other features": Rescaled(), "binned-21": binned}, jets)
+        values = measure({"short": Short(), "other features": Rescaled(), "binned-21": binned}, jets)
     assert list(values) == ["original", "binned-21"]
     text = " | ".join(str(w.message) for w in said)
     assert "short is left out" in text and "constituents but" in text
@@ -85,7 +85,7 @@ def test_jets_and_tokens_that_do_not_belong_together(jets):
 
 def test_small_class_is_named_and_drawn(jets, binned):
     keep = (jets.label != 3) | (np.cumsum(jets.label == 3) <= 5)
-    values, _ = measure({"binned-21": binned}, jets[keep])
+    values = measure({"binned-21": binned}, jets[keep])
     with pytest.warns(UserWarning, match="H → gg: 5 jets are too few"):
         found = resolutions(values, jets[keep].label, bootstrap=3)
     assert {index for _, index, _ in found} == set(range(10)) - {3}
@@ -96,7 +96,7 @@ def test_small_class_is_named_and_drawn(jets, binned):
 
 
 def test_resolution_numbers_are_the_differences(jets, binned):
-    values, _ = measure({"binned-21": binned}, jets)
+    values = measure({"binned-21": binned}, jets)
     found = resolutions(values, jets.label, bootstrap=3)
     tops = jets[jets.label == 8]
     back = binned.decode(binned.encode(tops))
@@ -168,6 +168,24 @@ def test_tops_of_a_run_are_the_same_jets_and_more(tmp_path, jets):
     assert np.bincount(equal.label).tolist() == [0, 0, 15] + 5 * [0] + [15]
     assert np.bincount(more.label).tolist() == [0, 0, 15] + 5 * [0] + [30]
     assert ak.almost_equal(more[:30], equal)      # the classifiers' jets do not change with `tops`
+
+
+@pytest.mark.filterwarnings("ignore:.*no file of")
+def test_jets_of_classifiers_are_the_same_from_streams(tmp_path, jets, binned, monkeypatch):
+    from omnijet import token_quality
+    for label in (2, 8):
+        write_columns(to_columns(jets[jets.label == label]), tmp_path / "data" / "train" / f"{CLASSES[label]}_00000.parquet")
+    for tokenizer in (None, binned):
+        monkeypatch.setattr(token_quality, "IN_MEMORY", 10**6)
+        held = class_data(tmp_path, "train", 10**6, tokenizer)
+        monkeypatch.setattr(token_quality, "IN_MEMORY", 10)
+        streamed = class_data(tmp_path, "train", 10**6, tokenizer)
+        assert streamed.sequences == len(held)
+        rows = np.concatenate([batch["x"][batch["mask"]] for batch in streamed])
+        assert (np.unique(rows, axis=0) == np.unique(held.content, axis=0)).all()
+    first, second = (train_tagger("DeepSets", streamed, None, epochs=1, batch_size=20, progress=False, out=tmp_path / "out") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_confusion_is_drawn():
@@ -258,7 +276,7 @@ def test_reconstruct_keeps_the_rest(jets, binned):
 
 
 def test_numbers_are_checked_before_any_work(jets, binned, tmp_path):
-    values, _ = measure({"binned-21": binned}, jets)
+    values = measure({"binned-21": binned}, jets)
     data = Ragged.from_jets(jets)
     calls = {"bootstrap": [lambda x: resolutions(values, jets.label, x), lambda x: evaluate(np.ones((1, 10)), [0], x),
                            lambda x: compare_tokenizers("nosuch", binned, jets, bootstrap=x)],

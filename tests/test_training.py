@@ -5,7 +5,7 @@ import torch
 
 from omnijet.files import OmnijetError
 from omnijet.data import Ragged
-from omnijet.training import LengthBuckets, TrainingConfig, train
+from omnijet.training import Steps, TrainingConfig, train
 from omnijet.models import Linear
 
 
@@ -77,15 +77,20 @@ def test_empty_samples_and_unknown_settings():
         with pytest.raises(OmnijetError, match="expected"):
             train(Mean(), sample(), None, TrainingConfig(epochs=1, **wrong), progress=False)
     with pytest.raises(OmnijetError, match="batch_size"):
-        LengthBuckets([1, 2], 0)
+        Steps([1, 2], 0)
 
 
-def test_ranks_share_an_epoch():
+def test_processes_share_each_step():
     lengths = sample(103).lengths
-    parts = [list(LengthBuckets(lengths, 10, seed=3, rank=rank, world=2)) for rank in (0, 1)]
-    assert len(parts[0]) == len(parts[1])
-    seen = np.concatenate([index for rank in parts for index in rank])
-    assert set(seen) == set(range(103)) and len(seen) - 103 <= 10                # the last batch may be repeated so that ranks stay in step
+    whole = list(Steps(lengths, 10, seed=3))
+    for world in (2, 3):
+        parts = [list(Steps(lengths, 10, seed=3, rank=rank, world=world)) for rank in range(world)]
+        assert {len(part) for part in parts} == {len(whole)} == {10}
+        for step, *shares in zip(whole, *parts):
+            assert sorted(np.concatenate(shares)) == sorted(step) and min(map(len, shares)) >= len(step) // world
+    assert sorted(np.concatenate(whole)) == list(range(103))
+    with pytest.raises(OmnijetError, match="for 4 processes"):
+        Steps([5, 6, 7], 10, world=4)
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 5), (3, 5), (700, 96), (16, 33, 96), (2, 0, 96)])

@@ -10,9 +10,10 @@ import torch
 
 from omnijet.data import CLASSES, Ragged, sample_jets, to_columns, write_tokens
 from omnijet.files import OmnijetError, write_columns
-from omnijet.gpt import Backbone, GenerativeModel
+from omnijet.gpt import Backbone, GenerativeModel, load_tokens, token_parts
 from omnijet.training import TrainingConfig
-from omnijet.transfer import ClassificationHead, JetClassifier, check_unseen, as_codes, finetune_files, fine_tuning, over_seeds, quality, rejection, sweep, train_one
+from omnijet.transfer import (ClassificationHead, JetClassifier, as_codes, balanced, check_unseen, fine_tuning, finetune_files, over_seeds, quality,
+                              read_samples, rejection, sweep, train_one)
 from omnijet.vqvae import BinnedTokenizer
 
 
@@ -189,6 +190,18 @@ def run(tmp_path, jets, tokens, tokenizer):
     torch.manual_seed(1)
     GenerativeModel(tokenizer.codebook_size, width=32, blocks=1, heads=4).save_pretrained(tmp_path / "backbone")
     return tmp_path
+
+
+def test_a_sweep_holds_no_more_training_jets_than_it_needs(run):
+    every, few = read_samples(run, ["ZJetsToNuNu", "TTBar"]), read_samples(run, ["ZJetsToNuNu", "TTBar"], n_train=100)
+    assert len(every["train"]) == 600 and np.bincount(few["train"].extras["label"])[[0, 8]].tolist() == [50, 50]
+    assert set(few["train"].extras["id"]) < set(every["train"].extras["id"])
+    assert (few["val"].content == every["val"].content).all()
+    whole = load_tokens(run, "train", ["ZJetsToNuNu", "TTBar"])
+    chosen = balanced(whole.extras["label"], 100, [0, 8], seed=0)
+    assert (few["train"].content == whole[chosen].content).all()
+    with pytest.raises(OmnijetError, match="600 test jets were seen in training"):
+        check_unseen(whole, {"validation": token_parts(run, "val"), "training": token_parts(run, "train")})
 
 
 def sweep_here(run, executor, out="transfer", **changes):
