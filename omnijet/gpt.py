@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'Vocabulary', 'attend_causally', 'Attention', 'JetSoFar', 'Block', 'Backbone', 'Cache', 'next_token_loss',
-           'GenerativeModel', 'jet_token_edges', 'jet_tokens', 'uniforms', 'probabilities', 'sample', 'as_range',
-           'Sampling', 'draw_jets', 'surprise', 'load_tokens']
+           'jet_token_edges', 'jet_tokens', 'GenerativeModel', 'uniforms', 'probabilities', 'sample', 'as_range',
+           'Sampling', 'draw_jets', 'surprise', 'token_parts', 'token_labels', 'load_tokens']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
 import math
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 
 import awkward as ak
 import numpy as np
@@ -20,9 +21,10 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 
-from .files import OmnijetError, as_bool, as_number, progress_bar, run_path
-from .data import CLASSES, FEATURES, Ragged, cartesian, class_indices, of_classes
-from .data import read_tokens
+from .files import OmnijetError, as_bool, as_number, iter_columns, progress_bar, run_path
+from .files import to_numpy
+from .data import CLASSES, FEATURES, Ragged, cartesian, class_indices, jet_files
+from .data import of_classes, tokens_in
 from .training import batches
 from omnijet.models import (
     Linear, Packing, PretrainedMixin, attend, check_shapes, checked, faster, linear, read_gabbro,
@@ -296,6 +298,37 @@ def next_token_loss(x, head: nn.Linear, targets, chunk=None) -> torch.Tensor:  #
     return sum(F.cross_entropy(head(a).float(), t, reduction="sum")
                for a, t in zip(x.split(chunk), targets.split(chunk))) / len(x)
 
+# %% ../nbs/03_gpt.ipynb #8551f56f
+def jet_token_edges(
+    tokenizer, tokens: Ragged,  # jets of the training
+    bins: dict,  # {quantity: number of bins}, of pt, mass, n_constituents, or an extra of `tokens`
+) -> dict:  # {quantity: edges}
+    "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
+    vocabulary, edges = Vocabulary(tokenizer.codebook_size), {}
+    jet = JetSoFar(vocabulary.size).learn(tokenizer, vocabulary)
+    vocabulary.check(tokens.content)
+    alone = jet.table.double().numpy()[tokens.content + 1]
+    total = torch.from_numpy(np.add.reduceat(alone, tokens.offsets[:-1]))
+    values = {**tokens.extras, **{k: v.numpy() for k, v in jet.quantities(total).items()}}
+    for name, n in bins.items():
+        if name not in values:
+            raise OmnijetError(f"no quantity {name!r} (there are: {', '.join(values)})")
+        n = as_number(n, f"bins of {name}", low=1)
+        found = np.quantile(values[name], np.linspace(0.001, 0.999, n + 1))
+        whole = name == "n_constituents"
+        edges[name] = np.unique(np.round(found) - 0.5 if whole else found).tolist()
+    return edges
+
+
+def jet_tokens(backbone: Backbone, vocabulary: Vocabulary, codes, mask, batch: dict = None):
+    "The jet tokens (B, J) of jets (B, L): of what their codes sum to, or what a batch says."
+    if not vocabulary.edges:
+        return None
+    total = F.embedding((codes + 1) * mask, backbone.jet.table).sum(1)  # (B, 13)
+    if not backbone.jet.table[1:vocabulary.stop, 6].all():
+        raise OmnijetError("the model does not know its codes, expected learn_codes(tokenizer)")
+    return vocabulary.jet_tokens({**(batch or {}), **backbone.jet.quantities(total)})
+
 # %% ../nbs/03_gpt.ipynb #ccaa65a7
 class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
     "Backbone with next-token head: the probability of each next token (sections II C, III B)."
@@ -338,37 +371,6 @@ class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
         x = x[rows(F.pad(real, (before, 0)))] if before else x
         said = said[real]
         return x, said, said <= v.stop
-
-
-def jet_token_edges(
-    tokenizer, tokens: Ragged,  # jets of the training
-    bins: dict,  # {quantity: number of bins}, of pt, mass, n_constituents, or an extra of `tokens`
-) -> dict:  # {quantity: edges}
-    "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
-    vocabulary, edges = Vocabulary(tokenizer.codebook_size), {}
-    jet = JetSoFar(vocabulary.size).learn(tokenizer, vocabulary)
-    vocabulary.check(tokens.content)
-    alone = jet.table.double().numpy()[tokens.content + 1]
-    total = torch.from_numpy(np.add.reduceat(alone, tokens.offsets[:-1]))
-    values = {**tokens.extras, **{k: v.numpy() for k, v in jet.quantities(total).items()}}
-    for name, n in bins.items():
-        if name not in values:
-            raise OmnijetError(f"no quantity {name!r} (there are: {', '.join(values)})")
-        n = as_number(n, f"bins of {name}", low=1)
-        found = np.quantile(values[name], np.linspace(0.001, 0.999, n + 1))
-        whole = name == "n_constituents"
-        edges[name] = np.unique(np.round(found) - 0.5 if whole else found).tolist()
-    return edges
-
-
-def jet_tokens(backbone: Backbone, vocabulary: Vocabulary, codes, mask, batch: dict = None):
-    "The jet tokens (B, J) of jets (B, L): of what their codes sum to, or what a batch says."
-    if not vocabulary.edges:
-        return None
-    total = F.embedding((codes + 1) * mask, backbone.jet.table).sum(1)  # (B, 13)
-    if not backbone.jet.table[1:vocabulary.stop, 6].all():
-        raise OmnijetError("the model does not know its codes, expected learn_codes(tokenizer)")
-    return vocabulary.jet_tokens({**(batch or {}), **backbone.jet.quantities(total)})
 
 # %% ../nbs/03_gpt.ipynb #397abddf
 @patch
@@ -637,21 +639,50 @@ def surprise(model: GenerativeModel, tokens: Ragged, batch_size: int = 256) -> R
     return Ragged(content, offsets, tokens.extras)
 
 # %% ../nbs/03_gpt.ipynb #06fb6d9c
+def token_parts(run_dir, split: str, classes="all"):  # split: "train", "val" or "test"
+    "The tokenized jets of a run, of some classes, as `Ragged` of at most ten thousand each."
+    for file in jet_files(run_path(run_dir, "tokens", split), classes):
+        for table in tokens_in(file):
+            yield Ragged.from_tokens(table[of_classes(table.label, classes)])
+
+
+def token_labels(run_dir, split: str, classes="all") -> np.ndarray:
+    "The labels (n,) of the jets that `load_tokens` gives, without reading the tokens."
+    files = jet_files(run_path(run_dir, "tokens", split), classes)
+    parts = [to_numpy(part.label) for file in files for _, part in iter_columns(file, ["label"])]
+    labels = np.concatenate([part[of_classes(part, classes)] for part in parts])
+    labels = labels.astype(np.int32)
+    if not len(labels):
+        raise OmnijetError(f"{Path(run_dir, 'tokens', split)}: no jets of {classes}")
+    return labels
+
+
 def load_tokens(
-    run_dir, split: str, classes="all",  # split: "train", "val" or "test"
+    run_dir, split: str, classes="all",
     mirrored: bool = False,  # also the jets' mirror images, behind all jets themselves
     max_jets: int | None = None,  # at most so many, drawn by `seed`, each with its mirror images
     seed: int = 1,
+    choose=None,  # in place of these: a function of all labels (n,) to positions of jets (m,)
 ) -> Ragged:
-    "The tokenized jets of a run, of some classes; raises OmnijetError if there are none."
+    "The tokenized jets of a run, of some classes; only the chosen ones are held in memory."
     variants = [(), *MIRRORS] if as_bool(mirrored, "mirrored") else [()]
-    folders = [run_path(run_dir, "tokens", "_".join([split, *mirror])) for mirror in variants]
-    table, max_jets = read_tokens(folders), as_number(max_jets, "max_jets", 1, optional=True)
-    tokens = Ragged.from_tokens(table[of_classes(table.label, classes)])
-    if not len(tokens):
-        raise OmnijetError(f"{folders[0]}: no jets of {classes}")
-    if max_jets is None:
+    max_jets = as_number(max_jets, "max_jets", 1, optional=True)
+    labels, parts = token_labels(run_dir, split, classes), []
+    if choose is not None:
+        chosen = np.asarray(choose(labels))
+    elif max_jets is None:
+        chosen = np.arange(len(labels))
+    else:
+        chosen = np.random.default_rng(seed).permutation(len(labels))[:max_jets]
+    order = np.sort(chosen)
+    for mirror in variants:
+        first = 0
+        for part in token_parts(run_dir, "_".join([split, *mirror]), classes):
+            begin, end = np.searchsorted(order, [first, first + len(part)])
+            parts.append(part[order[begin:end] - first])
+            first += len(part)
+    tokens = Ragged.join(parts)
+    if np.array_equal(chosen, order):
         return tokens
-    n = len(tokens) // len(variants)
-    chosen = np.random.default_rng(seed).permutation(n)[:max_jets]
-    return tokens[(chosen + n * np.arange(len(variants))[:, None]).ravel()]
+    places = np.searchsorted(order, chosen) + len(order) * np.arange(len(variants))[:, None]
+    return tokens[places.ravel()]
