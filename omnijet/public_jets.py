@@ -153,9 +153,9 @@ def train_generator(model, tokens: Ragged, val: Ragged, progress=False, **traini
     return model
 
 
-def distances_to(target: dict, model, tokenizer, n: int, seed: int = 1, **fields) -> tuple:
+def distances_to(target: dict, generator, tokenizer, n: int, seed: int = 1, **fields) -> tuple:
     "W1 of `n` generated jets from a target's observables {name: (m,)}, and their observables."
-    made = tokenizer.decode(model.generate(n, seed, progress=False))
+    made = tokenizer.decode(generator.generate(n, seed, progress=False))
     values = observables(made, tuple(target))
     return [number(f"w1_{name}", *w1_with_error(target[name], values[name]), n, **fields)
             for name in target], values
