@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'PAPER', 'resample', 'fit_gaussians', 'resolution', 'auc', 'auc_with_error', 'two_sample_auc', 'w1',
-           'w1_with_error', 'quantile_kl', 'number', 'identity', 'select', 'read_numbers', 'record', 'show']
+           'w1_with_error', 'quantile_kl', 'peak_width', 'ratio_with_error', 'number', 'identity', 'select',
+           'read_numbers', 'record', 'show']
 
 # %% ../nbs/00d_statistics.ipynb #6d77dec7
 import html, json, warnings
@@ -112,18 +113,25 @@ def auc_with_error(scores, labels) -> tuple:
     return auc(scores, labels), float(np.sqrt(variance))
 
 # %% ../nbs/00d_statistics.ipynb #24d8a36b
-def two_sample_auc(a: dict, b: dict, seed: int = 1) -> tuple:
-    "AUC of boosted trees between two samples {observable: (n,)}, and its error if they are alike."
+def two_sample_auc(a: dict, b: dict, seed: int = 1, seeds: int = 1) -> tuple:
+    "AUC of boosted trees between two samples {observable: (n,)}, mean over `seeds`, and its error."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    if set(a) != set(b) or min(map(len, [*a.values(), *b.values()]), default=0) < 5:
-        raise OmnijetError("two samples need the same observables of at least 5 jets each")
+    if set(a) != set(b) or min(map(len, [*a.values(), *b.values()]), default=0) < 20:
+        raise OmnijetError("two samples need the same observables of at least 20 jets each")
+    seed, seeds = as_number(seed, "seed", 0), as_number(seeds, "seeds", 1)
     a, b = (np.stack([sample[name] for name in a], axis=1) for sample in (a, b))
-    x, y = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    trees = HistGradientBoostingClassifier(max_iter=100, random_state=seed)
-    score = cross_val_predict(trees, x, y, cv=folds, method="predict_proba")[:, 1]
-    return auc(score, y), np.sqrt((len(a) + len(b) + 1) / (12 * len(a) * len(b)))
+    x, y, found = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)]), []
+    options = {"early_stopping": True, "validation_fraction": 0.25, "n_iter_no_change": 20}
+    for state in range(seed, seed + seeds):
+        folds = StratifiedKFold(5, shuffle=True, random_state=state)
+        trees = HistGradientBoostingClassifier(
+            learning_rate=0.05, max_iter=1000, random_state=state, **options)
+        score = cross_val_predict(trees, x, y, cv=folds, method="predict_proba")[:, 1]
+        found.append([auc_with_error(score[test], y[test]) for _, test in folds.split(x, y)])
+    areas, errors = np.moveaxis(np.array(found), 2, 0)  # (seeds, 5) each
+    variance = np.mean(errors**2) / 5 + areas.mean(axis=1).var() / seeds
+    return float(areas.mean()), float(np.sqrt(variance))
 
 # %% ../nbs/00d_statistics.ipynb #7a90bee4
 def w1(a, b) -> float:
@@ -152,6 +160,22 @@ def quantile_kl(reference, sample, n_bins: int = 30) -> float:
     counts = [np.histogram(x, edges)[0] for x in (reference, sample)]
     return float(entropy(*(n / np.diff(edges) / max(n.sum(), 1) + 1e-8 for n in counts)))
 
+# %% ../nbs/00d_statistics.ipynb #93bd29cd
+def peak_width(values, share: float = 0.5) -> float:
+    "The width of the shortest interval that holds a `share` of the values (n,), in their unit."
+    values = np.sort(_sample(values, "values"))
+    held = max(2, round(as_number(share, "share", 0, 1, whole=False) * len(values)))
+    if held > len(values):
+        raise OmnijetError(f"{len(values)} values are too few for the width of a peak")
+    return float(np.min(values[held - 1 :] - values[: len(values) - held + 1]))
+
+
+def ratio_with_error(a, b, statistic, draws: int = 200, seed: int = 1) -> tuple:
+    "A statistic of `b` over that of `a`, and its error from resampling both."
+    one, other = (resample(x, statistic, draws, seed + i) for i, x in enumerate((a, b)))
+    ratio = other / one
+    return float(ratio[0]), float(ratio[1:].std())
+
 # %% ../nbs/00d_statistics.ipynb #447cfc81
 QUANTITIES = {  # key of a number: its title, its unit
     "median_constituents": ("median constituents", ""), "median_mass": ("median mass", "GeV"),
@@ -173,6 +197,8 @@ QUANTITIES = {  # key of a number: its title, its unit
     "classifier_auc": ("classifier test AUC", ""),
     "transformer_auc": ("the same with a Transformer", ""),
     "trees_auc": ("AUC of boosted trees on six observables", ""),
+    "trees_auc_nine": ("AUC of boosted trees on nine others", ""),
+    "peak_width": ("width of the mass peak, generated / reconstructed", ""),
     "nearest_distance": ("median distance to the nearest training jet", ""),
     "copies": ("share of exact copies of training jets", ""),
     "jets_needed": ("jets from scratch for the accuracy fine-tuned", ""),

@@ -7,10 +7,10 @@ import torch
 from omnijet.files import OmnijetError, read_metadata, write_columns
 from omnijet.data import Ragged, read_jets, read_tokens, write_tokens
 from omnijet.generation import (
-    classifier_auc, distances, generate_files, mixture, nearest_distance, pt_map, share_of_copies,
+    boosted_trees_auc, classifier_auc, compare_planes, distances, generate_files, mixture, nearest_distance, pt_map, share_of_copies,
 )
 from omnijet.gpt import GenerativeModel
-from omnijet.observables import observables
+from omnijet.observables import NINE, SIX, observables
 from omnijet.statistics import select, w1_with_error
 from omnijet.vqvae import BinnedTokenizer
 
@@ -198,6 +198,33 @@ def test_classifier_sees_a_difference_and_none_where_there_is_none():
 def test_classifier_needs_jets():
     with pytest.raises(OmnijetError, match="at least 10"):
         classifier_auc(random_jets(5), random_jets(50), progress=False)
+
+
+def test_trees_judge_jets_and_observables_alike():
+    real, made = random_jets(300, 1), random_jets(300, 2, scale=1.8)
+    for names in (SIX, NINE, ("pt",)):
+        area, error, n_jets = boosted_trees_auc(real, made, names, seeds=2)
+        assert area > 0.6 and 0 < error < 0.05 and n_jets == 600
+    of = observables(real, SIX + NINE), observables(made, SIX + NINE)
+    assert boosted_trees_auc(*of, NINE) == boosted_trees_auc(real, made, NINE)
+    area, error, _ = boosted_trees_auc(random_jets(400, 3), random_jets(400, 4), NINE)
+    assert abs(area - 0.5) < 4 * error
+    with pytest.raises(OmnijetError, match="no observable colour"):
+        boosted_trees_auc(real, made, ["colour"])
+    with pytest.raises(OmnijetError, match="at least 20 jets"):
+        boosted_trees_auc(real[:5], made)
+
+
+def test_planes_show_where_two_samples_differ():
+    import matplotlib.pyplot as plt
+    rng = np.random.default_rng(1)
+    real = {"pt": rng.uniform(500, 1000, 4000), "mass": rng.uniform(0, 200, 4000)}
+    made = {"pt": rng.uniform(500, 1000, 8000), "mass": np.append(rng.uniform(0, 200, 6000), rng.uniform(90, 95, 2000))}
+    fig = compare_planes({"a": {"reconstructed": real, "generated": made}, "b": {"reconstructed": real, "generated": real}}, bins=((10, 500, 1000), (20, 0, 200)))
+    pulls = [fig.axes[i].collections[0].get_array() for i in (2, 5)]
+    assert pulls[0].shape == (20, 10) and (pulls[0][9] > 3).all() and abs(np.delete(pulls[0], 9, 0)).max() < 6
+    assert (pulls[1] == 0).all()
+    plt.close("all")
 
 
 def test_distances_name_what_they_compare():

@@ -7,7 +7,10 @@ import pytest
 
 from omnijet.files import OmnijetError
 from omnijet.data import sample_jets
-from omnijet.observables import OBSERVABLES, compare, d2, jet_eta, jet_mass, jet_pt, n_constituents, n_subjettiness, n_subjettiness_written_out, observables, save_figure
+from omnijet.observables import (
+    NINE, OBSERVABLES, SIX, compare, d2, girth, jet_eta, jet_mass, jet_pt, largest_dr, leading_fraction, n_constituents, n_subjettiness,
+    n_subjettiness_written_out, observables, save_figure, sum_pt2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +175,23 @@ def test_many_jets_have_the_observables_of_few():
     jets, names = sample_jets(), ("mass", "tau32", "n_constituents")
     many, few = observables(ak.concatenate([jets, jets[:100]]), names), observables(jets[:100], names)
     assert len(jets) == 10_000 and all(np.array_equal(many[name][10_000:], few[name], equal_nan=True) for name in names)
+
+
+def test_spread_of_momentum_by_hand():
+    constituents = ak.zip({"pt": [[20.0, 50.0, 30.0], [], [10.0]], "eta_rel": [[0.0, 0.3, 0.0], [], [0.6]], "phi_rel": [[0.0, 0.4, 0.1], [], [0.8]]})
+    assert np.allclose(girth(constituents), [0.28, 0, 1.0]) and np.allclose(largest_dr(constituents), [0.5, 0, 1.0])
+    assert np.allclose(sum_pt2(constituents), [3800, 0, 100])
+    fractions = [leading_fraction(constituents, rank) for rank in (1, 2, 3, 4)]
+    assert np.allclose(fractions, [[0.5, 0, 1], [0.3, 0, 0], [0.2, 0, 0], [0, 0, 0]])
+    found = observables(constituents, NINE)
+    assert list(found) == list(NINE) and np.array_equal(found["z2"], fractions[1]) and not set(NINE) & set(SIX)
+    with pytest.raises(OmnijetError, match="rank is"):
+        leading_fraction(constituents, 0)
+
+
+def test_spread_of_momentum_does_not_depend_on_the_order_of_constituents():
+    rng, jets = np.random.default_rng(2), sample_jets("TTBar", 40).constituents
+    mixed = ak.Array([ak.to_list(jet[rng.permutation(len(jet))]) for jet in jets])
+    names = ["girth", "largest_dr", "sum_pt2", "z1", "z2", "z3"]
+    ours, theirs = observables(jets, names), observables(mixed, names)
+    assert all(np.allclose(ours[name], theirs[name]) for name in names)

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from omnijet.files import OmnijetError
 from omnijet.statistics import (
     PAPER, QUANTITIES, auc, auc_with_error, fit_gaussians, identity, number, quantile_kl, read_numbers, record,
-    resample, resolution, select, show, two_sample_auc, w1, w1_with_error,
+    peak_width, ratio_with_error, resample, resolution, select, show, two_sample_auc, w1, w1_with_error,
 )
 
 
@@ -96,8 +96,25 @@ def test_trees_see_a_shift_and_none_where_there_is_none():
     rng = np.random.default_rng(1)
     first, second, third = ({"x": rng.normal(shift, 1, 500)} for shift in (0, 0, 1))
     area, error = two_sample_auc(first, second)
-    assert abs(area - 0.5) < 4 * error == pytest.approx(4 * np.sqrt(1001 / (12 * 500 * 500)))
-    assert two_sample_auc(first, third)[0] > 0.6  # 0.76 at best
+    assert abs(area - 0.5) < 4 * error and error == pytest.approx(np.sqrt(1001 / (12 * 500 * 500)), rel=0.05)
+    area, error = two_sample_auc(first, third, seeds=2)
+    assert 0.6 < area < 0.76 + 3 * error and error < 0.02  # Φ(1/√2) = 0.76 at best
+    assert two_sample_auc(first, third, seeds=2) == (area, error)
+    for wrong in (dict(seeds=0), dict(seeds=1.5), dict(seed=-1)):
+        with pytest.raises(OmnijetError, match="seed"):
+            two_sample_auc(first, third, **wrong)
+
+
+def test_width_of_a_peak():
+    values = np.array([0.0, 10, 11, 12, 50])
+    assert peak_width(values) == 1 and peak_width(values, 0.6) == 2 and peak_width(values, 1) == 50
+    assert peak_width(values[::-1] + 100) == 1
+    rng = np.random.default_rng(1)
+    ratios = np.array([ratio_with_error(rng.normal(size=400), rng.normal(size=600), peak_width, draws=50) for _ in range(60)])
+    assert abs(ratios[:, 0].mean() - 1) < 0.03 and ratios[:, 1].mean() == pytest.approx(ratios[:, 0].std(), rel=0.4)
+    for wrong in ([], [1.0], [1.0, np.nan]):
+        with pytest.raises(OmnijetError):
+            peak_width(wrong)
 
 
 @settings(deadline=None, max_examples=50)
