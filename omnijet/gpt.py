@@ -651,7 +651,7 @@ def token_labels(run_dir, split: str, classes="all") -> np.ndarray:
     files = jet_files(run_path(run_dir, "tokens", split), classes)
     parts = [to_numpy(part.label) for file in files for _, part in iter_columns(file, ["label"])]
     labels = np.concatenate([part[of_classes(part, classes)] for part in parts])
-    labels = labels.astype(np.int8)
+    labels = labels.astype(np.int32)
     if not len(labels):
         raise OmnijetError(f"{Path(run_dir, 'tokens', split)}: no jets of {classes}")
     return labels

@@ -71,9 +71,9 @@ def read_preset(name: str) -> dict:
     return values
 
 
-_MAY_BE_NONE = {"jetclass": "", "backbone_single": "TTBar", "backbone_max_jets": 1,
+_MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "backbone_single": "TTBar",
                 "backbone_jet_tokens": {"pt": 64, "mass": 64, "n_constituents": 64},
-                "backbone_training.patience": 1}
+                "backbone_max_jets": 1, "backbone_training.patience": 1}
 _MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
 
 
@@ -125,6 +125,8 @@ def check_parameters(p: dict):  # of all chapters
     codes = [x for x in p["tokenizers"] if x == "conditional-8192" or not p["shipped"]]
     rules = [  # of a parameter: whether it is as expected, what is
         ("jetclass", not folder or Path(folder, "train_100M").is_dir(), "one with train_100M"),
+        *((name, not p[name] or Path(p[name]).exists(), "a folder or null")
+          for name in ("public_jets", "open_data")),
         ("main_classes", {*p["main_classes"]} <= {*CLASSES}, f"some {some}"),
         ("backbone_single", p["backbone_single"] in (None, *CLASSES), f"one {some}"),
         ("backbone_classes", class_indices(p["backbone_classes"]), f"some {some}"),
@@ -313,7 +315,8 @@ def run(
     if not chosen:
         raise files.OmnijetError(f"--until {until}: nothing of --only is left to run")
     if "jetclass" in values:  # and with it all others
-        values["jetclass"] = values["jetclass"] and str(Path(values["jetclass"]).absolute())
+        for key in ("jetclass", "public_jets", "open_data"):  # chapters run in another folder
+            values[key] = values[key] and str(Path(values[key]).absolute())
         check_parameters(values)
     with _alone(folder):
         _run_chapters(folder, chapters, chosen, values, force)
@@ -410,7 +413,8 @@ COMMANDS = {  # a function and those of its parameters that are options; capital
     "generate": "generation.generate_files model out n=1000 tokenizer seed batch_size "
                 "gpt.Sampling temperature top_k top_p jet_class",  # fields of what it passes on
     "finetune": "transfer.finetune_files backbone tokenizer data out classes max_jets seed "
-                "strategy layout",
+                "strategy layout test images",
+    "tag": "transfer.tag_files tagger tokenizer data out images max_jets layout",
     "ship": "shipping.ship RUN",
     "compare": "shipping.compare_runs RUN REFERENCE",
     "bench": "run._bench NAME",

@@ -309,16 +309,18 @@ def clustered(momenta: ak.Array, algorithm: str, radius: float, scheme: str = "E
     return fastjet.ClusterSequence(momenta, fastjet.JetDefinition(algorithm, radius, scheme))
 
 
-def cluster(objects: Particles, n_events: int):  # event, indices of members (var), momentum (4, n)
-    "Anti-kT jets with R = 0.8, 500 < p_T < 1000 GeV, |η| < 2; momentum: px, py, pz, energy."
+def cluster(
+    objects: Particles, n_events: int, jet_pt=JET_PT,
+):  # event, indices of members (var), momentum (4, n)
+    "Anti-kT jets with R = 0.8, p_T in `jet_pt` (GeV), |η| < 2; momentum: px, py, pz, energy."
     counts = np.bincount(objects.event, minlength=n_events)
     sequence = clustered(four_momenta(objects, counts), "antikt", JET_RADIUS)
-    jets = sequence.inclusive_jets(min_pt=JET_PT[0])
-    members = sequence.constituent_index(min_pt=JET_PT[0]) + (np.cumsum(counts) - counts)
+    jets = sequence.inclusive_jets(min_pt=jet_pt[0])
+    members = sequence.constituent_index(min_pt=jet_pt[0]) + (np.cumsum(counts) - counts)
     event = np.repeat(np.arange(n_events), ak.num(jets))
     momentum = np.stack([to_numpy(ak.flatten(jets[name])) for name in ("px", "py", "pz", "E")])
     pt, eta, _ = directions(*momentum[:3])
-    good = np.flatnonzero((pt < JET_PT[1]) & (np.abs(eta) < JET_ETA))
+    good = np.flatnonzero((pt < jet_pt[1]) & (np.abs(eta) < JET_ETA))
     return event[good], ak.flatten(members)[good], momentum[:, good]
 
 # %% ../nbs/00b_simulation.ipynb #8c52a04b
@@ -398,7 +400,7 @@ def substructure(momenta: ak.Array) -> dict:  # {jet_sdmass, jet_tau1 … jet_ta
 BATCH = 50  # events at a time
 
 
-def stream(process: str, seed: int, settings=()):
+def stream(process: str, seed: int, settings=(), jet_pt=JET_PT):
     "Jets without end, from batches of events: yields JetClass columns, constituents' four-momenta."
     pythia, hook = start_pythia(process, settings, 1 + seed % 900_000_000)
     label, resonance = LABELS[CLASSES.index(process)], PROCESSES[process].resonance
@@ -406,7 +408,7 @@ def stream(process: str, seed: int, settings=()):
         events = pythia.nextBatch(BATCH)
         particles = stable_particles(events, pythia.particleData.charge)
         objects, surface_eta = detect(particles, np.random.default_rng([seed, batch]))
-        event, members, momentum = cluster(objects, len(events))
+        event, members, momentum = cluster(objects, len(events), jet_pt)
         if resonance:
             jets = event, *directions(*momentum[:3])[1:]
             good = truth_matched(jets, decay_partons(events, resonance))
@@ -421,6 +423,7 @@ def simulate(
     seed: int = 1,
     settings=(),  # further Pythia settings, e.g. ["PartonShowers:model = 2"] for the Vincia shower
     shard: int = 0,  # independent samples of the same seed
+    jet_pt=JET_PT,  # (lowest, highest) p_T of a jet in GeV
 ) -> ak.Array:  # JetClass columns, n jets
     """Simulated jets of one class: anti-kT, R = 0.8, 500 < p_T < 1000 GeV, |η| < 2, truth-matched.
 
@@ -428,7 +431,7 @@ def simulate(
     process, n = CLASSES[class_indices(process)[0]], as_number(n, "n", 1, 10**8)
     seed, shard = as_number(seed, "seed", 0, 2**63 - 1), as_number(shard, "shard", 0)
     first = zlib.crc32(f"{seed} {process}".encode())  # shards take consecutive seeds: all differ
-    batches, parts, found = stream(process, first + shard, settings), [], 0
+    batches, parts, found = stream(process, first + shard, settings, jet_pt), [], 0
     while found < n:
         parts.append(next(batches))
         found += len(parts[-1][0])

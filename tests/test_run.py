@@ -27,7 +27,7 @@ def test_import_and_help_load_nothing_heavy():
 
 
 def test_help_of_every_command():
-    for command in ["run", "simulate", "download", "tokenize", "generate", "finetune", "ship", "compare", "bench", "test"]:
+    for command in ["run", "simulate", "download", "tokenize", "generate", "finetune", "tag", "ship", "compare", "bench", "test"]:
         done = omnijet(command, "--help")
         assert done.returncode == 0 and "usage: omnijet " + command in done.stdout
 

@@ -40,6 +40,8 @@ PRESET = {
     "flow_model": {"width": 16}, "flow_training": {"epochs": 1, "lr": 3e-3}, "flow_steps": 4,
     "transfer_sizes": [40], "transfer_strategies": ["finetune", "scratch"], "transfer_seeds": 1, "transfer_max_epochs": [1], "transfer_workers": 1,
     "transfer_training": {"lr": 2.22e-3, "batch_size": 25, "monitor": "error"}, "transfer_ten_class_jets": 0,
+    "public_sizes": [20], "public_jets_most": {"train": 40, "test": 40}, "data_jets": {"train": 40, "val": 20}, "target_sizes": [40],
+    "data_model": {"width": 16, "blocks": 1, "heads": 2}, "data_training": {"epochs": 1, "batch_size": 20, "lr": 2e-3}, "data_generated": 40,
 }
 CHANGED = ["tokenizer_training.lr=0.00321", "backbone_training.lr=0.00123"]  # on the command line
 
@@ -160,9 +162,9 @@ def test_the_same_preset_twice_killed_or_not(alone, killed):
     one, (two, kills) = alone[0], killed
     assert kills == 5
     assert numbers(one) == numbers(two) and list(numbers(one)["chapters"]) == [
-        "01_vqvae", "02_token_quality", "03_gpt", "04_generation", "04a_flow_matching", "05_transfer"]
+        "01_vqvae", "02_token_quality", "03_gpt", "04_generation", "04a_flow_matching", "05_transfer", "05a_public_jets"]
     values = {name: len([n for n in chapter["numbers"] if n["value"] is not None]) for name, chapter in numbers(one)["chapters"].items()}
-    assert all(count >= least for count, least in zip(values.values(), (1, 30, 6, 20, 18, 10), strict=True)), values
+    assert all(count >= least for count, least in zip(values.values(), (1, 30, 6, 20, 18, 10, 10), strict=True)), values
     assert finished(one) == finished(two)
     assert weights(one) == weights(two) and len(weights(one)) >= 10
     assert tables(one) == tables(two) and len(tables(one)) >= 13

@@ -1,0 +1,183 @@
+"""Images of a jet, the recipe, starting from a tagger, scores of files, other people's jets; the public files themselves where they are."""
+import json
+import os
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+
+from omnijet.data import read_jets, sample_jets, to_columns
+from omnijet.files import OmnijetError, read_metadata, write_columns
+from omnijet.gpt import GenerativeModel
+from omnijet.public_jets import other_detector, read_public
+from omnijet.run import main
+from omnijet.transfer import JetClassifier, encode_images, finetune, finetune_files, image, recipe, tag_files
+from omnijet.vqvae import BinnedTokenizer, VQVAE
+
+
+@pytest.fixture(scope="module")
+def public() -> Path:
+    folder = os.environ.get("OMNIJET_TEST_PUBLIC")
+    if not folder:
+        pytest.skip("OMNIJET_TEST_PUBLIC is not set: no public jets here")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def jets():
+    jets = sample_jets(["ZJetsToNuNu", "TTBar"], max_jets=60)
+    return jets[np.random.default_rng(1).permutation(len(jets))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, jets):
+    "A grid, an untrained backbone and files of jets."
+    folder, grid = tmp_path_factory.mktemp("models"), BinnedTokenizer(bins=(6, 6, 6))
+    grid.save_pretrained(folder / "grid")
+    torch.manual_seed(1)
+    GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2).save_pretrained(folder / "backbone")
+    write_columns(to_columns(jets[:80]), folder / "mine.parquet")
+    write_columns(to_columns(jets[80:]), folder / "others.parquet")
+    return folder
+
+
+QUICK = {"epochs": 2, "batch_size": 20, "lr": 1e-3, "progress": False}
+
+
+# images
+
+def test_images_are_the_jet_mirrored_and_turned(jets):
+    "Sixteen different ones; masses and p_T stay, and each is a symmetry: distances between constituents are the same."
+    from omnijet.observables import jet_mass
+    x, mass = jets.constituents, jet_mass(jets)
+    seen = set()
+    for i in range(16):
+        turned = image(jets, i)
+        seen.add(np.round(np.asarray([turned.eta_rel[0, 0], turned.phi_rel[0, 0]]), 5).tobytes())
+        assert ak.all(turned.pt == x.pt)
+        apart = [np.hypot(a.eta_rel[:, 0] - a.eta_rel, a.phi_rel[:, 0] - a.phi_rel) for a in (x, turned)]
+        assert ak.max(np.abs(apart[0] - apart[1])) < 1e-5
+        assert np.median(np.abs(jet_mass(turned) / mass - 1)) < (1e-5 if i < 4 else 0.1)
+    assert len(seen) == 16
+    with pytest.raises(OmnijetError, match="image is 16"): image(jets, 16)
+
+
+def test_a_tagger_says_the_same_of_a_mirrored_jet(folder, jets):
+    tagger, grid = JetClassifier.from_generative(folder / "backbone"), BinnedTokenizer.from_pretrained(folder / "grid")
+    assert np.allclose(tagger.tag(jets, grid), tagger.tag(image(jets, 2), grid), atol=1e-5)
+    assert not np.allclose(tagger.tag(jets, grid, 1), tagger.tag(image(jets, 2), grid, 1), atol=1e-5)
+    codes = encode_images(grid, jets, 3)
+    assert np.allclose(tagger.predict(codes, images=3), tagger.tag(jets, grid, 3), atol=1e-6)
+    assert tagger.tag(jets[:0], grid).shape == (0, 2)
+
+
+# the recipe
+
+@pytest.mark.parametrize("strategy", ["finetune", "frozen", "scratch"])
+def test_the_recipe_adapts(strategy):
+    "More jets: larger batches and more steps, fewer epochs; the last stage takes the changes."
+    configs = [recipe(n, strategy)[-1][1] for n in (10, 100, 1000, 10_000)]
+    steps = [c.epochs * n / c.batch_size for c, n in zip(configs, (10, 100, 1000, 10_000))]
+    assert steps == sorted(steps) and [c.epochs for c in configs] == sorted((c.epochs for c in configs), reverse=True)
+    assert all(c.patience is None for c in configs)
+    assert recipe(100, strategy, epochs=3, lr=0.5, seed=7)[-1][1].lr == 0.5
+    assert recipe(100, strategy, seed=7)[0][1].seed == 7
+    assert [kind for kind, _ in recipe(100, strategy)] == {"finetune": ["frozen", "finetune"]}.get(strategy, [strategy])
+    assert [kind for kind, _ in recipe(100, strategy, warm=True)] == [strategy]
+    with pytest.raises(OmnijetError, match="epochs is 'many'"): recipe(100, strategy, epochs="many")
+
+
+def test_a_tagger_is_gone_on_from(folder, jets, tmp_path):
+    "At a learning rate of nearly nothing a tagger stays what it was; another's classes need a new head."
+    grid = BinnedTokenizer.from_pretrained(folder / "grid")
+    first = finetune(jets, folder / "backbone", grid, **QUICK)
+    first.save_pretrained(tmp_path / "first")
+    same = finetune(jets, tmp_path / "first", grid, **QUICK | {"lr": 1e-12})
+    assert np.allclose(same.tag(jets, grid), first.tag(jets, grid), atol=1e-4)
+    swapped = finetune(jets, tmp_path / "first", grid, classes=["TTBar", "ZJetsToNuNu"], **QUICK | {"lr": 1e-12})
+    assert swapped.classes == [0, 8] and np.allclose(swapped.tag(jets, grid), first.tag(jets, grid), atol=1e-4)
+    others = sample_jets(["HToBB", "TTBar"], max_jets=20)
+    other = finetune(others, tmp_path / "first", grid, **QUICK)
+    assert other.classes == [1, 8] and not torch.equal(other.head.embed.weight, first.head.embed.weight)
+    scratch = finetune(jets, tmp_path / "first", grid, "scratch", **QUICK | {"lr": 1e-12})
+    assert not np.allclose(scratch.tag(jets, grid), first.tag(jets, grid), atol=1e-4)
+
+
+def test_each_class_counts_the_same(folder, jets):
+    "Of 60 q/g and 6 top jets, all alike but for that: the mean probability is a half, not a tenth."
+    grid, label = BinnedTokenizer.from_pretrained(folder / "grid"), np.asarray(jets.label)
+    some = np.concatenate([np.flatnonzero(label == 0), np.flatnonzero(label == 8)[:6]])
+    rng = np.random.default_rng(1)
+    alike = ak.with_field(jets[some], rng.permutation(label[some]), "label")
+    tagger = finetune(alike, folder / "backbone", grid, "frozen", **QUICK | {"epochs": 10})
+    assert 0.3 < tagger.tag(jets, grid)[:, 1].mean() < 0.7
+
+
+# commands
+
+def test_finetune_with_a_sample_of_its_own_for_testing_then_tag(folder, tmp_path, capsys):
+    words = ["--backbone", "backbone", "--tokenizer", "grid", "--data", "mine.parquet", "--test", "others.parquet"]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    words = [str(folder / word) if (folder / word).exists() else word for word in words]
+    assert main(["finetune", *words, "--images", "2", "--out", str(tmp_path / "tagger")]) == 0
+    result = json.loads((tmp_path / "tagger" / "result.json").read_text())
+    assert (result["train_jets"], result["n_jets"], result["images"]) == (80, 40, 2)
+    words = ["tag", "--tagger", str(tmp_path / "tagger"), *words[2:4], "--data", str(folder / "others.parquet")]
+    assert main([*words, "--images", "2", "--out", str(tmp_path / "scores.parquet")]) == 0
+    scores, jets = ak.from_parquet(tmp_path / "scores.parquet"), read_jets(folder / "others.parquet")
+    assert np.array_equal(scores.id, jets.id) and np.array_equal(scores.label, jets.label)
+    assert abs((np.asarray(scores.score_TTBar > 0.5) == (np.asarray(jets.label) == 8)).mean() - result["accuracy"]) < 1e-9
+    assert read_metadata(tmp_path / "scores.parquet")["images"] == 2
+    for out in (tmp_path / "scores.parquet", folder / "mine.parquet", tmp_path / "scores.root", folder):
+        assert main([*words, "--out", str(out)]) == 1
+        said = capsys.readouterr().err
+        assert "expected the name of a new .parquet file" in said and said.count("\n") == 1
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_what_cannot_be_is_said_in_one_line(folder, tmp_path):
+    start = folder / "backbone", folder / "grid"
+    with pytest.raises(OmnijetError, match="80 of its jets are in"):
+        finetune_files(*start, folder / "mine.parquet", tmp_path / "out", test=folder / "mine.parquet", **QUICK)
+    with pytest.raises(OmnijetError, match="images is 0"):
+        finetune_files(*start, folder / "mine.parquet", tmp_path / "out", images=0, **QUICK)
+    with pytest.raises(OmnijetError, match="kind is 'BinnedTokenizer', expected GenerativeModel or JetClassifier"):
+        finetune_files(folder / "grid", folder / "grid", folder / "mine.parquet", tmp_path / "out", **QUICK)
+    with pytest.raises(OmnijetError, match="kind is 'GenerativeModel'"): tag_files(*start, folder / "mine.parquet", tmp_path / "s.parquet")
+    BinnedTokenizer(bins=(3, 3, 3)).save_pretrained(tmp_path / "coarse")
+    with pytest.raises(OmnijetError, match="27 codes.* 8192"): tag_files("omnijet/top-tagger", tmp_path / "coarse", folder / "mine.parquet", tmp_path / "s.parquet")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "s.parquet").exists()
+
+
+# other people's jets
+
+def test_another_detector_sees_less(jets):
+    other = other_detector(jets, spread=0.0, angle=0.0, threshold=0.0, response=0.5)
+    assert np.allclose(ak.sum(other.constituents.pt, 1), 0.5 * ak.sum(jets.constituents.pt, 1), rtol=1e-4)
+    assert np.array_equal(other.label, jets.label) and len(other_detector(jets, threshold=1e5)) == 0
+
+
+def test_folders_without_public_jets_are_named(tmp_path):
+    for sample in ("top tagging", "quark/gluon"):
+        with pytest.raises(OmnijetError, match=f"no {sample} jets, expected one of"): read_public(tmp_path, sample)
+    with pytest.raises(OmnijetError, match="no sample 'w bosons'"): read_public(tmp_path, "w bosons")
+
+
+def test_the_shipped_tagger_on_public_top_jets(public):
+    "Zero-shot, on the first half of the public jets."
+    jets, others = read_public(public, "top tagging")
+    assert len(jets) == len(others) == 500 and not set(jets.id.to_list()) & set(others.id.to_list())
+    tokenizer, tagger = VQVAE.from_pretrained("omnijet/tokenizer-8192"), JetClassifier.from_pretrained("omnijet/top-tagger")
+    codes = encode_images(tokenizer, jets)
+    many, one = (tagger.evaluate(codes[:n * len(jets)], jets.label, n) for n in (4, 1))
+    assert many["accuracy"] > 0.87 and many["auc"] > max(0.94, one["auc"])
+
+
+def test_classes_of_ones_own_are_fine_tuned_saved_and_tagged(public, folder, tmp_path):
+    result = finetune_files(folder / "backbone", folder / "grid", public / "QG_jets_1000.npz", tmp_path / "out", "frozen", **QUICK)
+    assert sorted(result["classes"]) == ["gluon", "quark"] and result["n_jets"] == 200
+    tag_files(tmp_path / "out", folder / "grid", public / "QG_jets_1000.npz", tmp_path / "scores.parquet", max_jets=50, progress=False)
+    scores = ak.from_parquet(tmp_path / "scores.parquet")
+    assert len(scores) == 50 and np.allclose(scores.score_gluon + scores.score_quark, 1, atol=1e-5)
