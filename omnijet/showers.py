@@ -407,7 +407,9 @@ def compare_showers(samples: dict, cells: tuple):  # {label: showers or hits}, f
     shown = {r"$\log_{10}$(hit energy / MeV)": energies}
     shown |= {title: {label: v[name] for label, v in seen.items()}
               for name, title in OBSERVABLES.items() if name != "gravity_y"}
-    bins = {OBSERVABLES["first_layer"]: np.arange(cells[2] + 1) - 0.5}
+    top = max(values["n_hits"].max() for values in seen.values())
+    bins = {OBSERVABLES["first_layer"]: np.arange(cells[2] + 1) - 0.5,
+            OBSERVABLES["n_hits"]: np.arange(0, top + 2, top // 40 + 1) - 0.5}
     panels = [cell.subgridspec(2, 1, height_ratios=[3, 1], hspace=0.06).subplots(sharex=True)
               for cell in [grid[i, j] for i in range(3) for j in range(3)][:8]]
     for axes, (title, values) in zip(panels, shown.items()):
@@ -465,7 +467,7 @@ def shower_panel(hits, cells: tuple, turn: float, tilt: float, label: str) -> di
     energy, *place = (np.asarray(hits[name], np.float32) for name in ("energy", "x", "y", "z"))
     x, y = seen(np.stack(place, axis=1))
     disks = {"mark": "circles", "name": label, "color": color(label), "fill": 0.45, "x": x, "y": y,
-             "r": 1.5 * np.sqrt(energy), "ids": np.arange(len(energy))}
+             "r": 2.2 * np.sqrt(energy), "ids": np.arange(len(energy))}
     tips, ends = [f"{e:.2f} MeV" for e in energy], axis("", (-1.8, 1.8))
     title = f"{label}: {energy.sum():.0f} MeV, {len(energy)} hits"
     return panel(ends, ends, box, disks, size=(360, 360), title=title, tips=tips)
