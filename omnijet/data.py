@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'MAX_CONSTITUENTS', 'MAX_ANGLE', 'HEAD', 'sample_folder', 'wrap_angle', 'cartesian', 'relative',
-           'directions', 'with_momenta', 'to_jets', 'to_columns', 'momenta', 'FeatureScaling', 'process_of',
-           'jet_files', 'jets_in', 'iter_jets', 'read_jets', 'sample_jets', 'Ragged', 'write_tokens', 'tokens_in',
-           'read_tokens', 'to_torch', 'shuffled_stretches', 'count_entries', 'JetStream', 'data_module', 'ARCHIVES',
-           'PACKAGES', 'ROW_GROUP', 'SUMS', 'OmnijetError', 'atomic', 'download', 'iter_columns', 'make_folder',
-           'origin', 'read_metadata', 'run_path', 'write_columns', 'AXIS', 'CLASS_NAMES', 'CLASSES', 'LABELS',
-           'MOMENTA', 'UNLABELLED', 'class_indices', 'class_name', 'of_classes']
+           'directions', 'with_momenta', 'hardest', 'to_jets', 'to_columns', 'momenta', 'process_of', 'jet_files',
+           'jets_in', 'iter_jets', 'read_jets', 'sample_jets', 'Ragged', 'write_tokens', 'tokens_in', 'read_tokens',
+           'to_torch', 'shuffled_stretches', 'count_entries', 'JetStream', 'data_module', 'ARCHIVES', 'PACKAGES',
+           'ROW_GROUP', 'SUMS', 'OmnijetError', 'atomic', 'download', 'iter_columns', 'make_folder', 'origin',
+           'read_metadata', 'run_path', 'write_columns', 'AXIS', 'CLASS_NAMES', 'CLASSES', 'LABELS', 'MOMENTA',
+           'UNLABELLED', 'class_indices', 'class_name', 'of_classes']
 
 # %% ../nbs/00_data.ipynb #7fe85a41
 import math, os, re, sys, warnings, zlib
@@ -129,14 +129,14 @@ def _counts(columns, source, start, extra):
     return counts
 
 
-def _hardest(pt, jet, kept):
-    "Of the constituents `kept`, by jet and falling pt, at most 128 of each jet."
+def hardest(pt, jet, kept, longest=MAX_CONSTITUENTS) -> np.ndarray:  # indices
+    "Of the constituents `kept`, by jet and falling pt (what is positive), the first of each jet."
     # rises with the jet and, within it, as pt falls: the bits of a positive float are ordered as it
     key = (jet[kept] << 32) - pt[kept].astype(np.float32).view(np.int32)
     kept = kept[np.argsort(key, kind="stable")]  # fast where little is out of order
     of_jet = jet[kept]
     rank = np.arange(len(kept)) - np.searchsorted(of_jet, of_jet)  # 0 for the hardest of a jet
-    return kept[rank < MAX_CONSTITUENTS]
+    return kept[rank < longest]
 
 # %% ../nbs/00_data.ipynb #94f4f7e4
 def _key(source, columns):
@@ -177,7 +177,7 @@ def _select(columns, source, start, extra=(), key=None):
     empty = ~broken & (np.bincount(jet[keep], minlength=n_jets) == 0)
     good = ~(broken | empty)
 
-    kept = _hardest(pt, jet, np.flatnonzero(keep & good[jet]))
+    kept = hardest(pt, jet, np.flatnonzero(keep & good[jet]))
     parts = {name: values[kept].astype(np.float32) for name, values in zip(FEATURES, features)}
     parts |= {name: ak.flatten(columns[name])[kept] for name in extra if name.startswith("part_")}
     lengths = np.bincount(jet[kept], minlength=n_jets)[good]
@@ -244,33 +244,6 @@ def momenta(constituents: ak.Array) -> ak.Array:  # var × vector Momentum4D, fl
     pt, eta, phi = (ak.values_astype(constituents[name], np.float64) for name in FEATURES)
     fields = {"pt": pt, "eta": eta, "phi": phi, "mass": ak.zeros_like(pt)}
     return ak.zip(fields, with_name="Momentum4D")
-
-# %% ../nbs/00_data.ipynb #34a53645
-@dataclass(frozen=True)
-class FeatureScaling:
-    "What models see of a constituent, equation (2): ln p_T − 1.8, 3·eta_rel, 3·phi_rel."
-    pt_shift: float = 1.8  # subtracted from ln(p_T / GeV)
-    angle_factor: float = 3.0  # multiplies both angles
-
-    def __post_init__(self):
-        for name, above in {"pt_shift": None, "angle_factor": 0}.items():
-            number = as_number(getattr(self, name), name, above=above, whole=False)
-            object.__setattr__(self, name, number)
-
-    def scale(self, x):
-        "Scaled `x` (..., 3) = pt, eta_rel, phi_rel; numpy or torch. Padding (pt = 0) stays finite."
-        xp = _array_module(x)
-        log_pt = xp.log(xp.clip(x[..., 0], 1e-6, None)) - self.pt_shift
-        return xp.stack([log_pt, *(x[..., i] * self.angle_factor for i in (1, 2))], -1)
-
-    def unscale(self, y):
-        "The inverse of `scale`: (..., 3) = pt, eta_rel, phi_rel in GeV and radians."
-        pt = _array_module(y).exp(y[..., 0] + self.pt_shift)
-        return _array_module(y).stack([pt, *(y[..., i] / self.angle_factor for i in (1, 2))], -1)
-
-
-def _array_module(x):
-    return sys.modules["torch"] if type(x).__module__.startswith("torch") else np
 
 # %% ../nbs/00_data.ipynb #9d1a84b6
 def process_of(file: Path) -> str:
@@ -392,9 +365,9 @@ class Ragged:
                                    f"each of {len(self)} sequences")
 
     @classmethod
-    def from_jets(cls, jets):
+    def from_jets(cls, jets, features=FEATURES):
         "content float32 (total, 3) = pt, eta_rel, phi_rel; extras label, id and the jets' axis."
-        parts = [to_numpy(ak.flatten(jets.constituents[name])) for name in FEATURES]
+        parts = [to_numpy(ak.flatten(jets.constituents[name])) for name in features]
         content = np.stack(parts, axis=1).astype(np.float32, copy=False)
         return cls(content, *_offsets_and_extras(jets, jets.constituents))
 
@@ -440,13 +413,14 @@ class Ragged:
         extras = {name: values[index] for name, values in self.extras.items()}
         return Ragged(content, offsets, extras)
 
-    def to_constituents(self):
+    def to_constituents(self, features=FEATURES):
         "An awkward list of records {pt, eta_rel, phi_rel} a sequence: the inverse of `from_jets`."
-        return ak.unflatten(ak.zip(dict(zip(FEATURES, self.content.T))), self.lengths)
+        return ak.unflatten(ak.zip(dict(zip(features, self.content.T))), self.lengths)
 
 
 def _offsets_and_extras(table, lists):
-    names = [name for name in ("label", "id", "pt", "eta", "phi") if name in table.fields]
+    known = ("label", "id", "pt", "eta", "phi", "incident_energy")
+    names = [name for name in known if name in table.fields]
     offsets = np.concatenate([[0], np.cumsum(to_numpy(ak.num(lists)))])
     return offsets, {name: to_numpy(table[name]) for name in names}
 

@@ -23,11 +23,12 @@ from torch import nn
 
 from .files import OmnijetError, as_bool, as_number, iter_columns, progress_bar, run_path
 from .files import to_numpy
-from .data import CLASSES, FEATURES, Ragged, cartesian, class_indices, jet_files
+from .data import CLASSES, Ragged, cartesian, class_indices, jet_files
 from .data import of_classes, tokens_in
 from .training import batches
 from omnijet.models import (
-    Linear, Packing, PretrainedMixin, attend, check_shapes, checked, faster, linear, read_gabbro,
+    JETS, Linear, Packing, PretrainedMixin, attend, check_shapes, checked, faster, linear,
+    read_gabbro,
 )
 from .vqvae import MIRRORS, load_tokenizer
 
@@ -125,6 +126,7 @@ class Attention(nn.Module):
 class JetSoFar(nn.Module):
     "What the tokens of a jet sum to, up to each position, and what of the announced is missing."
     announced = ("pt", "mass", "n_constituents")  # jet tokens it can read
+    asked = (*announced, "incident_energy")  # what a jet, or a shower, can be asked to have
     unit = (100.0, 100.0, 40.0)  # GeV, GeV, constituents
 
     def __init__(self, vocabulary_size: int, width: int = 0):  # of the embedding; 0: sums alone
@@ -137,12 +139,18 @@ class JetSoFar(nn.Module):
 
     def learn(self, tokenizer, vocabulary: Vocabulary):
         "Take what a tokenizer's codes decode to, each alone, and the middle of the jet's bins."
-        alone = tokenizer.decode(np.arange(vocabulary.codebook_size)[:, None])
-        pt, eta, phi = (ak.to_numpy(ak.flatten(alone[name])) for name in FEATURES)
-        momenta = pt * np.cosh(eta), *cartesian(pt, eta, phi)
-        codes = np.stack([*momenta, pt * eta, pt * phi, np.ones_like(pt)], 1)
+        K, names = vocabulary.codebook_size, getattr(tokenizer, "features", JETS).names
+        codes = np.tile([0.0] * 6 + [1], (K, 1))
+        if names == JETS.names:
+            alone = tokenizer.decode(np.arange(K)[:, None])
+            pt, eta, phi = (ak.to_numpy(ak.flatten(alone[name])) for name in names)
+            momenta = pt * np.cosh(eta), *cartesian(pt, eta, phi)
+            codes[:, :6] = np.stack([*momenta, pt * eta, pt * phi], 1)
+        elif self.width or {"pt", "mass"} & {*vocabulary.bins}:
+            raise OmnijetError(f"the tokenizer's codes have no momenta, but {', '.join(names)}: "
+                               "expected a model without so_far and tokens of pt and mass")
         self.table.zero_()
-        self.table[1:len(pt) + 1, :7] = torch.from_numpy(codes)
+        self.table[1:K + 1, :7] = torch.from_numpy(codes)
         for i, name in enumerate(self.announced):
             if name in vocabulary.bins:
                 edges, rows = vocabulary.edges[name], self.table[vocabulary.bins[name]]
@@ -327,7 +335,10 @@ def jet_tokens(backbone: Backbone, vocabulary: Vocabulary, codes, mask, batch: d
     total = F.embedding((codes + 1) * mask, backbone.jet.table).sum(1)  # (B, 13)
     if not backbone.jet.table[1:vocabulary.stop, 6].all():
         raise OmnijetError("the model does not know its codes, expected learn_codes(tokenizer)")
-    return vocabulary.jet_tokens({**(batch or {}), **backbone.jet.quantities(total)})
+    values = {**(batch or {}), **backbone.jet.quantities(total)}
+    if missing := ", ".join(name for name in vocabulary.edges if name not in values):
+        raise OmnijetError(f"the model has a token of {missing}, which its sequences do not have")
+    return vocabulary.jet_tokens(values)
 
 # %% ../nbs/03_gpt.ipynb #ccaa65a7
 class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
@@ -393,9 +404,9 @@ def start_from(
         return (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
 
     codes = tokenizer.decode(np.arange(K)[:, None])
-    x = [ak.to_numpy(ak.flatten(x)) for x in (np.log(codes.pt), codes.eta_rel, codes.phi_rel)]
-    x, rng = normal(np.stack(x, 1)), np.random.default_rng(seed)  # (K, 3)
-    steps = rng.normal(size=(3, waves)) * np.geomspace(0.3, 4, waves)  # long waves first
+    x = [ak.to_numpy(ak.flatten(codes[name])) for name in codes.fields]
+    x, rng = normal(np.stack([np.log(x[0]), *x[1:]], 1)), np.random.default_rng(seed)  # (K, F)
+    steps = rng.normal(size=(x.shape[1], waves)) * np.geomspace(0.3, 4, waves)  # long waves first
     x = np.concatenate([x, np.cos(x @ steps + rng.uniform(0, 2 * np.pi, waves))], 1)
     x, draw = torch.from_numpy(normal(x)).float(), torch.Generator().manual_seed(seed)
     for weight, size in (self.backbone.embedding.weight, 1), (self.head.weight, width ** 0.5):
@@ -482,6 +493,7 @@ class Sampling:
     pt: object = None  # GeV, of a model with jet tokens: a value, or a pair (from, to); …
     mass: object = None  # … so is the jet mass,
     n_constituents: object = None  # … and the number of constituents
+    incident_energy: object = None  # GeV, of a model of showers
 
     def __post_init__(self):
         vars(self).update(
@@ -491,7 +503,7 @@ class Sampling:
             top_p=as_number(self.top_p, "top_p", 1e-6, 1, whole=False, optional=True),
             max_constituents=as_number(self.max_constituents, "max_constituents", 1, 4096),
             jet_class=None if (x := self.jet_class) is None else class_indices([x])[0],
-            **{name: as_range(getattr(self, name), name) for name in JetSoFar.announced})
+            **{name: as_range(getattr(self, name), name) for name in JetSoFar.asked})
 
     def label(self, vocabulary: Vocabulary) -> int | None:
         "The number of `jet_class`; raises OmnijetError for options that do not fit a vocabulary."
@@ -499,7 +511,7 @@ class Sampling:
         if self.jet_class not in ([*range(vocabulary.classes)] or [None]):
             names = ", ".join(CLASSES[:vocabulary.classes]) or "None: trained without class tokens"
             raise OmnijetError(f"jet_class is {self.jet_class!r}, expected {names}")
-        for name in JetSoFar.announced:
+        for name in JetSoFar.asked:
             if getattr(self, name) is not None and name not in vocabulary.edges:
                 has = ", ".join(vocabulary.edges) or "none"
                 raise OmnijetError(f"{name} is asked for, but the model has no such jet token "

@@ -23,7 +23,8 @@ from matplotlib.colors import ListedColormap
 
 import omnijet
 from .files import OmnijetError, as_number, run_path
-from .data import CLASSES, CLASS_NAMES, FEATURES, FeatureScaling, MAX_CONSTITUENTS, Ragged
+from .data import CLASSES, CLASS_NAMES, FEATURES, MAX_CONSTITUENTS, Ragged
+from .models import JETS
 from .data import class_indices, sample_jets
 from .observables import PALETTE, color, flat_constituents, jet_mass, n_constituents
 from .vqvae import BinnedTokenizer
@@ -317,7 +318,7 @@ def latent_plane(tokenizer) -> np.ndarray:  # (codebook_size, 2)
         points = tokenizer.quantizer.get_codebook().detach().cpu().double().numpy()
     else:
         codes = np.arange(tokenizer.codebook_size)[:, None]
-        points = FeatureScaling().scale(_flat(tokenizer.decode(codes)))
+        points = JETS.scale(_flat(tokenizer.decode(codes)))
     points = points - points.mean(0)
     return points @ np.linalg.svd(points, full_matrices=False)[2][:2].T
 
@@ -356,12 +357,12 @@ class CodeUse:
         lengths, self.code, self.original, self.decoded = map(np.concatenate, zip(*self.parts))
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.jet = np.repeat(np.arange(len(lengths)), lengths)
-        K, scaling = self.size, FeatureScaling()
+        K = self.size
         both = self.label[self.jet] * K + self.code
         self.by_type = np.bincount(both, minlength=10 * K).reshape(10, K)
         self.count = self.by_type.sum(0)  # (K,)
-        sums = [np.bincount(self.code, x, K) for x in scaling.scale(self.decoded).T]
-        mean = scaling.unscale(np.stack(sums, 1) / np.maximum(self.count, 1)[:, None])
+        sums = [np.bincount(self.code, x, K) for x in JETS.scale(self.decoded).T]
+        mean = JETS.unscale(np.stack(sums, 1) / np.maximum(self.count, 1)[:, None])
         self.at = np.where(self.count[:, None] > 0, mean, self.unseen)  # (K, 3)
 
     def rows(self, codes) -> np.ndarray:

@@ -24,7 +24,7 @@ class _Later(str):
 
 files, formats = _Later("omnijet.files"), _Later("omnijet.formats")
 statistics = _Later("omnijet.statistics")
-NOT_RUN = ("06", "06a", "07", "07a", "08", "09")  # widgets, runs, other data, benchmarks
+NOT_RUN = ("06", "06a", "07", "07a", "09")  # widgets, runs, benchmarks
 
 
 def chapters_dir() -> Path:
@@ -74,7 +74,8 @@ def read_preset(name: str) -> dict:
 _MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "backbone_single": "TTBar",
                 "backbone_jet_tokens": {"pt": 64, "mass": 64, "n_constituents": 64},
                 "backbone_max_jets": 1, "backbone_training.patience": 1}
-_MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
+_MAY_BE_ZERO = ("seed|.*workers|.*replace_freq|shower_energy_bins"  # of whole numbers
+                "|transfer_(ten_class|vincia)_jets")
 
 
 def _fitting(value, own, name):  # a parameter in the kind of its chapter's own
@@ -121,7 +122,7 @@ def check_parameters(p: dict):  # of all chapters
     some, sizes, strategies = f"of {', '.join(CLASSES)}", p["transfer_sizes"], ", ".join(STRATEGIES)
     folder, main = p["jetclass"], (name in p["main_classes"] for name in ("ZJetsToNuNu", "TTBar"))
     most = 2 * min(p["n_jets"]["train_main" if x else "train_other"] for x in main)
-    monitor = p["transfer_training"]["monitor"]
+    monitor, ends = p["transfer_training"]["monitor"], p["shower_energy"]
     codes = [x for x in p["tokenizers"] if x == "conditional-8192" or not p["shipped"]]
     rules = [  # of a parameter: whether it is as expected, what is
         ("jetclass", not folder or Path(folder, "train_100M").is_dir(), "one with train_100M"),
@@ -137,6 +138,9 @@ def check_parameters(p: dict):  # of all chapters
         ("transfer_max_epochs", len(p["transfer_max_epochs"]) == len(sizes), "one for each size"),
         ("transfer_strategies", {*p["transfer_strategies"]} <= {*STRATEGIES}, strategies),
         ("transfer_training", monitor in ("loss", "error"), "loss or error for its monitor"),
+        ("shower_energy", len(ends) == 2 and 0.5 <= ends[0] < ends[1] <= 1000, "two, 0.5 to 1000"),
+        ("shower_merge", len(p["shower_merge"]) == 3, "three, along x, y and z"),
+        ("shower_files", not (x := p["shower_files"]) or Path(x).is_file(), "an HDF5 file"),
     ]
     for name in p:
         if name.endswith("_training"):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STREAMED', 'BENCHES', 'seconds', 'table', 'compared', 'peak_memory', 'bench_data', 'bench_memory', 'bench_simulation',
            'bench_observables', 'PlainVQVAE', 'padded_batches', 'training_rate', 'bench_vqvae', 'plain_scores',
-           'plain_loss', 'plain_generate', 'share_of_device', 'bench_gpt', 'bench_widgets']
+           'plain_loss', 'plain_generate', 'share_of_device', 'bench_gpt', 'bench_widgets', 'bench_showers']
 
 # %% ../nbs/09_speed.ipynb #d9748ad1
 import copy, math, os, resource, subprocess, sys, tempfile, time
@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from .files import write_columns
-from .data import FEATURES, MAX_CONSTITUENTS, FeatureScaling, Ragged, iter_jets
+from .data import FEATURES, MAX_CONSTITUENTS, Ragged, iter_jets
+from .models import JETS
 from .data import sample_jets, to_columns
 from .simulation import BATCH, simulate, start_pythia, stream, worker_pool
 from .observables import d2, n_subjettiness, n_subjettiness_written_out, observables
 from .training import batches, device, to_torch
 from .vqvae import VQVAE, load_tokenizer, nearest
 from .gpt import GenerativeModel
+from .showers import simulate_showers
 
 # %% ../nbs/09_speed.ipynb #0ce3af39
 def seconds(work, repeats: int = 1, clock=time.perf_counter) -> float:
@@ -197,7 +199,7 @@ class PlainVQVAE(nn.Module):
         self.codebook = nn.Embedding(codebook_size, latent)
 
     def encode(self, batch):
-        x, mask = FeatureScaling().scale(batch["x"]), batch["mask"]  # (B, 128, 3), (B, 128)
+        x, mask = JETS.scale(batch["x"]), batch["mask"]  # (B, 128, 3), (B, 128)
         z = self.down(self.encoder(self.into(x), src_key_padding_mask=~mask))  # (B, 128, F)
         rows, codebook = z.detach().flatten(0, 1).split(1024), self.codebook.weight.detach()
         codes = torch.cat([torch.cdist(part, codebook).argmin(1) for part in rows])
@@ -254,7 +256,7 @@ def bench_vqvae(codebook_size=8192, width=128, blocks=4, heads=8, batch_size=128
         figures[f"training, {name} [jets/s]"] = speed
     plain.eval()
     with torch.inference_mode():
-        x, mask = ours.eval().scaling.scale(short[0]["x"]), short[0]["mask"]
+        x, mask = ours.eval().features.scale(short[0]["x"]), short[0]["mask"]
         z, codebook = ours.encoder(x, mask)[mask], ours.quantizer.get_codebook()
         search = seconds(lambda: nearest(z, codebook), 5) / len(z)  # of one constituent
         slow = seconds(lambda: [plain.encode(batch)[2].cpu() for batch in padded], 2)
@@ -382,5 +384,14 @@ def bench_widgets(repeats: int = 10, max_jets: int = None) -> dict:
     return table("widgets", figures | {"ratio, picture at 110 constituents / step": late})
 
 
-BENCHES = {"data": [bench_data, bench_memory, bench_simulation], "observables": [bench_observables],
-           "vqvae": [bench_vqvae], "gpt": [bench_gpt], "widgets": [bench_widgets]}
+def bench_showers(n: int = 1000) -> dict:
+    "Showers a second on one core, of photons of 10 and 100 GeV."
+    figures = {f"{energy} GeV [showers/s]": n / seconds(lambda: simulate_showers(n, energy), 3)
+               for energy in (10, 100)}
+    ratio = figures["10 GeV [showers/s]"] / figures["100 GeV [showers/s]"]
+    return table("showers", figures | {"ratio, showers of 10 GeV / of 100 GeV": ratio})
+
+
+BENCHES = {"data": [bench_data, bench_memory, bench_simulation, bench_showers],
+           "observables": [bench_observables], "vqvae": [bench_vqvae], "gpt": [bench_gpt],
+           "widgets": [bench_widgets]}

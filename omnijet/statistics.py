@@ -204,9 +204,13 @@ QUANTITIES = {  # key of a number: its title, its unit
     "nearest_distance": ("median distance to the nearest training jet", ""),
     "copies": ("share of exact copies of training jets", ""),
     "jets_needed": ("jets from scratch for the accuracy fine-tuned", ""),
+    "profile_deviation": ("mean energy in a layer, largest deviation where 90 % of it lies", ""),
 }
 for _name, _title, _unit in (("mass", "mass", "GeV"), ("pt", "p_T", "GeV"), ("tau21", "τ21", ""),
-                             ("tau32", "τ32", ""), ("n_constituents", "constituents", "")):
+                             ("tau32", "τ32", ""), ("n_constituents", "constituents", ""),
+                             ("energy_sum", "energy sum", "MeV"), ("n_hits", "hits", ""),
+                             ("first_layer", "first layer", ""),
+                             *((f"gravity_{x}", f"centre of gravity {x}", "cells") for x in "xyz")):
     QUANTITIES |= {
         f"{_name}_sigma": (f"σ (Gaussian fit) of the {_title} difference", _unit),
         f"{_name}_half_width": (f"half-width of the {_title} difference", _unit),

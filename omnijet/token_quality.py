@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from .files import OmnijetError, as_number, progress_bar, run_path
-from .data import CLASSES, CLASS_NAMES, FeatureScaling, JetStream, Ragged, count_entries
+from .data import CLASSES, CLASS_NAMES, JetStream, Ragged, count_entries
 from .data import jet_files, process_of, read_jets
 from .observables import OBSERVABLES, color, compare, line, observables
 from .statistics import auc, resample, resolution
 from .training import IN_MEMORY, TrainingConfig, batches, device, train
-from .models import Linear, Packing
+from .models import JETS, Linear, Packing
 from .vqvae import NormFormerBlock, VQVAE, load_tokenizer
 
 # %% ../nbs/02_token_quality.ipynb #f2dfa748
@@ -87,7 +87,7 @@ def code_reconstructions(tokenizer, contexts: int = 500, length: int = 50, seed:
 def occupied_cells(jets, step: float = 0.2) -> np.ndarray:
     "Centres (n_cells, 3), in scaled features, of all cells in which these jets have a constituent."
     step = as_number(step, "step", above=0, whole=False)
-    features = FeatureScaling().scale(Ragged.from_jets(jets).content.astype(np.float64))
+    features = JETS.scale(Ragged.from_jets(jets).content.astype(np.float64))
     return (np.unique(np.floor(features / step), axis=0) + 0.5) * step
 
 
@@ -95,7 +95,7 @@ def coverage(points, cells, delta: float = 0.2) -> tuple:
     "The share of cells closer than `delta` to any of points (…, 3), p_T, η_rel, φ_rel; its error."
     from scipy.spatial import cKDTree
     delta = as_number(delta, "delta", above=0, whole=False)
-    points = FeatureScaling().scale(np.reshape(points, (-1, 3)).astype(np.float64))
+    points = JETS.scale(np.reshape(points, (-1, 3)).astype(np.float64))
     tree = cKDTree(points[np.isfinite(points).all(axis=1)])
     share = np.mean(tree.query(cells, distance_upper_bound=delta, workers=-1)[0] < delta)
     return float(share), float(np.sqrt(share * (1 - share) / len(cells)))
@@ -143,9 +143,9 @@ def compare_tokenizers(
     "Print how well two tokenizers, A and B, keep the observables of the same jets, and return it."
     bootstrap, seed = as_number(bootstrap, "bootstrap", 0), as_number(seed, "seed", 0)
     both = [open_tokenizer(tokenizer) for tokenizer in (first, second)]
-    scalings = [getattr(tokenizer, "scaling", None) for tokenizer in both]
-    if None not in scalings and scalings[0] != scalings[1]:
-        print("feature scalings differ: {} and {}; here: GeV and radians".format(*scalings))
+    seen = [(x.features.shifts, x.features.factors) for x in both if hasattr(x, "features")]
+    if len(set(seen)) > 1:
+        print("feature scalings differ: {} and {}; here: GeV and radians".format(*seen))
     original, result = observables(jets, names), {}
     others = [observables(reconstruct(tokenizer, jets), names) for tokenizer in both]
     for letter, given, tokenizer in zip("AB", (first, second), both):
@@ -323,7 +323,7 @@ class Tagger(nn.Module):
         self.network = network
 
     def forward(self, x, mask):  # pt, eta_rel, phi_rel (B, L, 3) → logits (B, n_classes)
-        return self.network(FeatureScaling().scale(x), mask)
+        return self.network(JETS.scale(x), mask)
 
     def loss(self, batch):
         logits, label = self(batch["x"], batch["mask"]), batch["label"]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import awkward as ak
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 import omnijet
-from omnijet.data import FeatureScaling, Ragged, read_jets, read_tokens, sample_jets, to_columns, to_jets, write_tokens
+from omnijet.data import Ragged, read_jets, read_tokens, sample_jets, to_columns, to_jets, write_tokens
 from omnijet.files import OmnijetError, origin, write_columns
 from omnijet.generation import generate_files
 from omnijet.gpt import GenerativeModel
+from omnijet.models import JETS, jet_features
 from omnijet.simulation import simulate, simulate_files
 from omnijet.statistics import auc
 from omnijet.training import TrainingConfig, train
@@ -77,19 +79,19 @@ def test_simulated_and_generated_jets_do_not_overwrite_what_a_user_made(tmp_path
 def test_a_numpy_setting_of_bins_is_kept(tmp_path, kind):
     jets = sample_jets("TTBar", 5)
     shift = kind(1.25)
-    tokenizer = BinnedTokenizer.fit(jets, pt_shift=shift)
+    tokenizer = BinnedTokenizer.fit(jets, features=jet_features(shift))
     tokenizer.save_pretrained(tmp_path / "b")
     again = BinnedTokenizer.from_pretrained(tmp_path / "b")
-    assert again.scaling == FeatureScaling(pt_shift=1.25)
+    assert again.features == jet_features(1.25)
     tokens = tokenizer.encode(jets)
     assert ak.array_equal(again.decode(tokens), tokenizer.decode(tokens))
 
 
 @pytest.mark.parametrize("make", [
-    lambda n, x: VQVAE(n(16), width=n(8), blocks=n(1), heads=n(2), latent=n(4), beta=x(0.5), alpha=x(5), pt_power=x(0.5), pt_shift=x(1.25)),
+    lambda n, x: VQVAE(n(16), width=n(8), blocks=n(1), heads=n(2), latent=n(4), beta=x(0.5), alpha=x(5), pt_power=x(0.5), features=jet_features(x(1.25))),
     lambda n, x: VQVAE(n(16), conditional=np.bool_(False), width=n(8), blocks=n(2), dropout=x(0)),
     lambda n, x: GenerativeModel(n(16), n(16), n(1), n(2), classes=n(10)),
-    lambda n, x: BinnedTokenizer(bins=np.array([n(4), n(5), n(6)]), edges=np.array([[-3, 5], [-2, 2], [-2, 2]], np.float32), angle_factor=x(2)),
+    lambda n, x: BinnedTokenizer(bins=np.array([n(4), n(5), n(6)]), edges=np.array([[-3, 5], [-2, 2], [-2, 2]], np.float32), features=jet_features(1.8, x(2))),
     lambda n, x: JetClassifier(GenerativeModel(n(16), n(16), n(1), n(2)).backbone, classes=np.array([0, 8]), codebook_size=n(16)),
 ], ids=["VQVAE", "unconditional", "GenerativeModel", "BinnedTokenizer", "JetClassifier"])
 @pytest.mark.parametrize("n", [np.int64, np.uint8, lambda x: np.array(x)], ids=["int64", "uint8", "array"])
@@ -98,7 +100,7 @@ def test_numpy_settings_of_every_model_are_kept(tmp_path, make, n):
     first.save_pretrained(tmp_path / "m")
     again = type(first).from_pretrained(tmp_path / "m")
     assert json.loads((tmp_path / "m" / "config.json").read_text()) is not None
-    for name in ("codebook_size", "pt_power", "alpha", "scaling", "classes", "bins", "edges"):
+    for name in ("codebook_size", "pt_power", "alpha", "features", "classes", "bins", "edges"):
         if hasattr(first, name):
             assert np.all(np.equal(getattr(first, name), getattr(again, name))) or getattr(first, name) == getattr(again, name), name
     if isinstance(first, torch.nn.Module):
@@ -107,8 +109,8 @@ def test_numpy_settings_of_every_model_are_kept(tmp_path, make, n):
 
 
 def test_a_setting_that_cannot_be_kept_is_an_error():
-    with pytest.raises(OmnijetError, match="pt_shift"):
-        BinnedTokenizer(pt_shift=1 + 2j)
+    with pytest.raises(OmnijetError, match="shifts"):
+        BinnedTokenizer(features={**asdict(JETS), "shifts": (1 + 2j, 0, 0)})
 
 
 # training

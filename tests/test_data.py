@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import omnijet
 from omnijet import data
+from omnijet.models import JETS, Features, jet_features
 from omnijet.data import (
-    AXIS, CLASSES, FEATURES, LABELS, MOMENTA, FeatureScaling, JetStream, Ragged, cartesian, class_indices, data_module, directions, iter_jets, jet_files, momenta,
+    AXIS, CLASSES, FEATURES, LABELS, MOMENTA, JetStream, Ragged, cartesian, class_indices, data_module, directions, iter_jets, jet_files, momenta,
     read_jets, read_tokens, sample_jets, to_columns, to_jets, wrap_angle, write_tokens,
 )
 from omnijet.files import OmnijetError, origin, read_metadata, write_columns
@@ -107,11 +108,11 @@ def test_directions(columns):
 
 def test_scaling_of_padding_stays_finite_in_torch():
     x = torch.tensor([[10.0, 0.1, -0.2], [0.0, 0.0, 0.0]], requires_grad=True)
-    y = FeatureScaling().scale(x)
+    y = JETS.scale(x)
     y.sum().backward()
     assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
     assert y[0].tolist() == pytest.approx([np.log(10) - 1.8, 0.3, -0.6])
-    assert FeatureScaling().unscale(y)[0].tolist() == pytest.approx([10, 0.1, -0.2])
+    assert JETS.unscale(y)[0].tolist() == pytest.approx([10, 0.1, -0.2])
 
 
 @settings(max_examples=50, deadline=None)
@@ -507,11 +508,15 @@ def test_padded_arrays_in_both_formats(tmp_path, columns, suffix, with_axis):
 
 
 def test_scalings_are_plain_numbers():
-    scaling = FeatureScaling(np.float32(1.25), np.array(2))
-    assert scaling == FeatureScaling(1.25, 2.0) and type(scaling.pt_shift) is type(scaling.angle_factor) is float
-    for wrong in ({"pt_shift": np.nan}, {"pt_shift": True}, {"angle_factor": 0}, {"angle_factor": "wide"}):
+    features = jet_features(np.float32(1.25), np.array(2))
+    assert features == jet_features(1.25, 2.0) and {type(x) for x in features.shifts + features.factors} == {float}
+    for wrong in ({"shifts": (np.nan, 0, 0)}, {"shifts": (True, 0, 0)}, {"factors": (0, 1, 1)}, {"factors": ("wide", 1, 1)}, {"limits": ((0, 1j), (0, 1), (0, 1))}, {"longest": 0}):
         with pytest.raises(OmnijetError, match=next(iter(wrong))):
-            FeatureScaling(**wrong)
+            Features(**wrong)
+    for wrong in ({"names": ("pt",)}, {"names": ()}, {"words": ("jet",)}, {"shifts": 3}):
+        with pytest.raises(OmnijetError, match="expected a unit") as error:
+            Features(**wrong)
+        assert "\n" not in str(error.value)
 
 
 def test_an_empty_file_beside_full_ones(tmp_path, columns):

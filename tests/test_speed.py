@@ -4,13 +4,14 @@ import math
 import pytest
 
 from omnijet.speed import (
-    BENCHES, bench_data, bench_gpt, bench_memory, bench_observables, bench_simulation, bench_vqvae, bench_widgets, peak_memory, seconds,
+    BENCHES, bench_data, bench_gpt, bench_memory, bench_observables, bench_showers, bench_simulation, bench_vqvae, bench_widgets, peak_memory, seconds,
 )
 
 TINY = {
     bench_data: lambda: bench_data(500, 1000),
     bench_memory: lambda: bench_memory(1, 2, 100),
     bench_simulation: lambda: bench_simulation(4, "ZToQQ", shards=2, pairs=1),
+    bench_showers: lambda: bench_showers(3),
     bench_observables: lambda: bench_observables(200),
     bench_vqvae: lambda: bench_vqvae(16, width=8, blocks=1, heads=2, batch_size=16, steps=2, plain_steps=1),
     bench_gpt: lambda: bench_gpt("cpu", (8, 2, 8, 1), codebook_size=16, width=8, blocks=1, heads=2),

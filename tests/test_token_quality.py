@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from omnijet.data import CLASSES, FeatureScaling, Ragged, sample_jets, to_columns
+from omnijet.data import CLASSES, Ragged, sample_jets, to_columns
 from omnijet.files import OmnijetError, write_columns
+from omnijet.models import JETS, jet_features
 from omnijet.observables import observables
 from omnijet.token_quality import (
     QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_data, class_jets,
@@ -117,7 +118,7 @@ def test_unconditional_codes_are_points_and_conditional_are_clouds(binned):
         torch.nn.init.normal_(p, std=0.3)
     clouds = code_reconstructions(conditional, contexts=50)
     assert clouds.shape == (30, 50, 3)
-    scaled = FeatureScaling().scale(clouds)
+    scaled = JETS.scale(clouds)
     assert (scaled.std(axis=1) > 0).all() and np.isfinite(clouds).all()
     within, between = scaled.std(axis=1).mean(), scaled.mean(axis=1).std()
     assert within < 10 * between      # the code still matters: clouds are of one code each, in order
@@ -126,7 +127,7 @@ def test_unconditional_codes_are_points_and_conditional_are_clouds(binned):
 def test_coverage_is_counted(jets):
     cells = occupied_cells(jets)
     assert len(np.unique(cells, axis=0)) == len(cells)
-    some = FeatureScaling().unscale(cells[:100])
+    some = JETS.unscale(cells[:100])
     assert coverage(some, cells, 0.05)[0] == pytest.approx(100 / len(cells))
     brute = (np.linalg.norm(cells[:, None] - cells[None, :100], axis=-1).min(axis=1) < 0.3).mean()
     assert coverage(some, cells, 0.3)[0] == pytest.approx(brute)
@@ -134,7 +135,7 @@ def test_coverage_is_counted(jets):
 
 def test_compare_tokenizers_from_anywhere(jets, binned, golden, tmp_path, capsys):
     binned.save_pretrained(tmp_path / "mine")
-    other = BinnedTokenizer.fit(jets, bins=(13, 13, 13), pt_shift=0.0)
+    other = BinnedTokenizer.fit(jets, bins=(13, 13, 13), features=jet_features(0.0))
     result = compare_tokenizers(tmp_path / "mine", other, jets, bootstrap=10)
     printed = capsys.readouterr().out
     assert "feature scalings differ" in printed and all(name in printed for name in (*QUALITY, "d2"))

@@ -13,7 +13,7 @@ from omnijet import vqvae
 from omnijet.files import OmnijetError, read_metadata, write_columns
 from omnijet.data import Ragged, read_jets, read_tokens, sample_jets, to_columns, write_tokens
 from omnijet.gpt import load_tokens
-from omnijet.models import PretrainedMixin, find_pretrained, read_gabbro
+from omnijet.models import Features, PretrainedMixin, find_pretrained, jet_features, read_gabbro
 from omnijet.training import TrainingConfig, train
 from omnijet.vqvae import (
     MIRRORS, VQVAE, BinnedTokenizer, VectorQuant, kmeans, load_tokenizer, mass_resolution, nearest, new_tokenizer, tokenize_files,
@@ -141,7 +141,7 @@ def test_alone_padded_to_128_and_beside_longer_jets(conditional, codebook_size):
         batch = {key: torch.from_numpy(value) for key, value in sequences.pad(index, length).items()}
         batch["x"][~batch["mask"]] = 77.0
         with torch.no_grad():
-            reconstruction, quantized = model(model.scaling.scale(batch["x"]), batch["mask"])
+            reconstruction, quantized = model(model.features.scale(batch["x"]), batch["mask"])
             lengths = batch["mask"].sum(1).tolist()
             return model.loss(batch)["loss"], quantized["q"].split(lengths), reconstruction[batch["mask"]].split(lengths)
 
@@ -290,7 +290,7 @@ def test_a_tokenizer_learns():
 
 # -- files
 
-@pytest.mark.parametrize("make", [lambda: scrambled(pt_shift=1.5), lambda: scrambled(conditional=False), lambda: BinnedTokenizer((5, 6, 7), ((-2, 4), (-1, 1), (-2, 2)))])
+@pytest.mark.parametrize("make", [lambda: scrambled(features=jet_features(1.5)), lambda: scrambled(conditional=False), lambda: BinnedTokenizer((5, 6, 7), ((-2, 4), (-1, 1), (-2, 2)))])
 def test_save_and_load(make, tmp_path):
     tokenizer, jets = make(), some_jets([5, 60, 128])
     tokenizer.save_pretrained(tmp_path / "t")
@@ -298,10 +298,46 @@ def test_save_and_load(make, tmp_path):
     tokens = tokenizer.encode(jets)
     assert type(again) is type(tokenizer) and ak.all(again.encode(jets) == tokens) and ak.max(tokens) < again.codebook_size
     assert ak.all(again.decode(tokens).pt == tokenizer.decode(tokens).pt)
-    assert again.scaling == tokenizer.scaling
+    assert again.features == tokenizer.features
 
 
-@pytest.mark.parametrize("make", [lambda: scrambled(pt_shift=1.5), lambda: BinnedTokenizer()])
+HITS = Features(("energy", "x", "y", "z"), ("MeV", "", "", ""), (-1, 3, 3, 7), (1, 0.9, 0.9, 0.4), ((0, None), (0, 7), (0, 7), (0, 15)), 200, ("shower", "hit"))
+
+
+@pytest.mark.parametrize("make", [lambda: scrambled(features=HITS), lambda: BinnedTokenizer((4, 8, 8, 16), ((-5, 5), (-3, 3), (-3, 3), (-3, 3)), HITS)])
+def test_any_features_are_tokens(make, tmp_path):
+    "Nothing knows what the features mean: hits of a calorimeter go the way of jets, and messages speak of hits."
+    hits = ak.Array([[{"energy": 5.0, "x": 3.0, "y": 4.0, "z": 7.0}, {"energy": 0.2, "x": 3.0, "y": 3.0, "z": 9.0}], [{"energy": 1.0, "x": 0.0, "y": 7.0, "z": 15.0}]])
+    tokenizer = make()
+    tokenizer.save_pretrained(tmp_path / "t")
+    again = load_tokenizer(tmp_path / "t")
+    tokens = tokenizer.encode(hits)
+    assert again.features == HITS and ak.all(again.encode(hits) == tokens) and again.decode(tokens).fields == list(HITS.names)
+    for wrong, words in ((hits[:, :0], "shower 0 has 0 hits, expected 1 … 200"), (ak.concatenate([hits] * 201, axis=1), "shower 0 has 402 hits, expected 1 … 200"),
+                         (ak.with_field(hits, -hits.energy, "energy"), r"shower 0, hit 0: energy = -5 MeV, x = 3, y = 4, z = 7, expected finite numbers and energy > 0 \(3 such\)"),
+                         (some_jets([3]), "hits have no field energy, x, y, z")):
+        with pytest.raises(OmnijetError, match=words) as error:
+            tokenizer.encode(wrong)
+        assert "\n" not in str(error.value)
+    with pytest.raises(OmnijetError, match="constituents have no field pt, eta_rel, phi_rel"):
+        scrambled().encode(hits)
+
+
+def test_a_folder_of_omnijet_0_1_names_two_numbers(tmp_path):
+    tokenizer = scrambled(features=jet_features(1.5, 2.5))
+    tokenizer.save_pretrained(tmp_path / "t")
+    config = json.loads((tmp_path / "t" / "config.json").read_text())
+    assert config["features"]["shifts"] == [1.5, 0, 0]
+    del config["features"]
+    (tmp_path / "t" / "config.json").write_text(json.dumps(config | {"pt_shift": 1.5, "angle_factor": 2.5}))
+    jets = some_jets([5])
+    assert load_tokenizer(tmp_path / "t").features == tokenizer.features and ak.all(load_tokenizer(tmp_path / "t").encode(jets) == tokenizer.encode(jets))
+    (tmp_path / "t" / "config.json").write_text(json.dumps(config | {"features": {"names": ["pt"]}}))
+    with pytest.raises(OmnijetError, match="describes no model"):
+        load_tokenizer(tmp_path / "t")
+
+
+@pytest.mark.parametrize("make", [lambda: scrambled(features=jet_features(1.5)), lambda: BinnedTokenizer()])
 def test_to_the_hub_and_back(make, tmp_path, monkeypatch):
     "The hub's side of it taken by a folder: what is pushed is what can be loaded by its name."
     import huggingface_hub
@@ -450,18 +486,15 @@ def test_bad_settings():
         VQVAE(width=30, heads=4)
     with pytest.raises(OmnijetError, match="vqtorch"):
         VQVAE(quantizer="nosuch")
-    with pytest.raises(OmnijetError, match="three pairs"):
+    with pytest.raises(OmnijetError, match="3 pairs"):
         BinnedTokenizer(edges=((1, 0), (0, 1), (0, 1)))
 
 
 @pytest.mark.parametrize("wrong", [dict(codebook_size=0), dict(width=0), dict(blocks=-1), dict(blocks=10**9), dict(latent=0), dict(heads=0), dict(dropout=2), dict(beta=2), dict(alpha=-1),
-                                   dict(replace_freq=0.5), dict(kmeans_init=2), dict(conditional="no"), dict(pt_power=np.nan), dict(angle_factor=0), dict(pt_shift=1j)])
+                                   dict(replace_freq=0.5), dict(kmeans_init=2), dict(conditional="no"), dict(pt_power=np.nan)])
 def test_settings_out_of_range_name_themselves(wrong):
     with pytest.raises(OmnijetError, match=f"^{next(iter(wrong))} is"):
         VQVAE(**{"codebook_size": 16, "width": 8, "heads": 2, "blocks": 1, **wrong})
-    if set(wrong) <= {"pt_shift", "angle_factor"}:
-        with pytest.raises(OmnijetError, match=f"^{next(iter(wrong))} is"):
-            BinnedTokenizer(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [dict(bins=5), dict(bins=(0, 1, 2)), dict(bins=(1.5, 2, 3)), dict(bins=(10**4,) * 3), dict(edges=((1, 2), (3,))), dict(edges=np.ones((3, 2))), dict(quantiles=(-1, 1))])
