@@ -25,6 +25,7 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         "dev": settings["dev_requirements"].split(),
+        "docs": settings["docs_requirements"].split(),
         "vqtorch": ["vqtorch @ git+https://github.com/minyoungg/vqtorch"],
     },
     # the chapters and the sample of jets travel with the package: `omnijet run` and `sample_jets()` need them

@@ -135,7 +135,8 @@ class FlowMatching(nn.Module):
         if self.ranks:  # both, within each jet, by falling first coordinate
             x0, x1 = (x[by_rank(x[:, 0], jet)] for x in (x0, x1))
         v = self(x0 + t[jet, None] * (x1 - x0), t, jet, n, of_jets)
-        return {"loss": F.mse_loss(v, x1 - x0), "weight": mask.sum().float()}
+        loss = (v - x1 + x0).square().sum() / (3 * max(len(v), 1))
+        return {"loss": loss, "weight": mask.sum().float()}
 
 # %% ../nbs/04a_flow_matching.ipynb #346b9125
 @patch

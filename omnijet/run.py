@@ -72,6 +72,7 @@ def read_preset(name: str) -> dict:
 
 
 _MAY_BE_NONE = {"jetclass": "", "backbone_single": "TTBar", "backbone_max_jets": 1,
+                "backbone_jet_tokens": {"pt": 64, "mass": 64, "n_constituents": 64},
                 "backbone_training.patience": 1}
 _MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
 

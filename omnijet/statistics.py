@@ -199,6 +199,8 @@ QUANTITIES = {  # key of a number: its title, its unit
     "trees_auc": ("AUC of boosted trees on six observables", ""),
     "trees_auc_nine": ("AUC of boosted trees on nine others", ""),
     "peak_width": ("width of the mass peak, generated / reconstructed", ""),
+    "asked_mass_shift": ("mass of generated jets, median less what was asked for", "GeV"),
+    "asked_mass_width": ("the same, half of the central 68 %", "GeV"),
     "nearest_distance": ("median distance to the nearest training jet", ""),
     "copies": ("share of exact copies of training jets", ""),
     "jets_needed": ("jets from scratch for the accuracy fine-tuned", ""),

@@ -23,7 +23,7 @@ from torch import nn
 from .files import OmnijetError, as_number, progress_bar, run_path
 from .data import CLASSES, CLASS_NAMES, FeatureScaling, JetStream, Ragged, count_entries
 from .data import jet_files, process_of, read_jets
-from .observables import OBSERVABLES, bin_edges, color, compare, observables
+from .observables import OBSERVABLES, color, compare, line, observables
 from .statistics import auc, resample, resolution
 from .training import IN_MEMORY, TrainingConfig, batches, device, train
 from .models import Linear, Packing
@@ -151,14 +151,15 @@ def compare_tokenizers(
     for letter, given, tokenizer in zip("AB", (first, second), both):
         name = given if isinstance(given, (str, Path)) else type(given).__name__
         print(f"{letter}: {name}, {tokenizer.codebook_size} codes")
-    rows = [[f"{len(jets)} jets", "bias A", "bias B", "σ A", "σ B", "half-width A", "half-width B"]]
+    rows = [(f"{len(jets)} jets", "", "bias", "σ", "half-width")]
     for name in names:
         result[name] = [resolution(other[name] - original[name], bootstrap, seed)
                         for other in others]
-        rows.append([name + _unit(name), *(f"{r[key]:.3g} ± {r[key + '_error']:.2g}"
-                     for key in ("bias", "sigma_gauss", "half_width") for r in result[name])])
-    for first, *cells in rows:
-        print(first.ljust(16) + "".join(cell.rjust(18) for cell in cells))
+        for letter, r in zip("AB", result[name]):
+            rows.append((name + _unit(name), letter, *(f"{r[key]:.3g} ± {r[key + '_error']:.2g}"
+                         for key in ("bias", "sigma_gauss", "half_width"))))
+    for first, letter, *cells in rows:
+        print(f"{first:16}{letter:2}" + "".join(f"{cell:>20}" for cell in cells))
     return result
 
 
@@ -175,7 +176,8 @@ def plot_differences(ax, values: dict, labels, found: dict, observable: str, ind
         density = np.histogram(difference, edges)[0] / max(len(difference), 1) / np.diff(edges)
         fit = found.get((name, index, observable))
         label = f"{name}, σ = {fit['sigma_gauss']:.2g}{_unit(observable)}" if fit else name
-        mplhep.histplot((density, edges), ax=ax, color=color(name), label=label, edges=False)
+        look = {"color": color(name), "ls": line(name), "lw": 1.8, "label": label}
+        mplhep.histplot((density, edges), ax=ax, edges=False, **look)
     if not any(key[1:] == (index, observable) for key in found):
         few = f"{here.sum()} jets:\ntoo few for a width"
         ax.text(0.5, 0.5, few, transform=ax.transAxes, ha="center")
@@ -194,38 +196,48 @@ def difference_edges(values: dict, observable: str, here=slice(None)) -> np.ndar
 def plot_class_differences(values: dict, labels, found: dict, observable: str):
     "Reconstructed − original of one observable for all ten classes (figures 8–11)."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 5, figsize=(17, 6.6), sharex=True)
+    fig, axes = plt.subplots(2, 5, figsize=(15, 6.6), sharex=True)
     edges = difference_edges(values, observable)
     for index, ax in enumerate(axes.flat):
         plot_differences(ax, values, labels, found, observable, index, edges)
         ax.set_xlabel(f"Δ {OBSERVABLES[observable]}" if index > 4 else "")
         ax.set_ylabel("" if index % 5 else "Density")
+        ax.set_yticks([])
         ax.minorticks_off()
-        ax.legend(fontsize=8, handlelength=1)
-    fig.subplots_adjust(hspace=0.22, wspace=0.28)
+        handles, names = ax.get_legend_handles_labels()
+        widths = [name.partition(", ")[2] for name in names]
+        ax.legend(handles, widths, fontsize=9.5, handlelength=1.6, labelspacing=0.25)
+        if index == 0:
+            names = [name.partition(",")[0] for name in names]
+            fig.legend(handles, names, loc="upper center", ncols=len(names), fontsize=12)
+    fig.subplots_adjust(hspace=0.22, wspace=0.08)
     return fig
 
 # %% ../nbs/02_token_quality.ipynb #d9d36674
 def plot_class_distributions(values: dict, labels, observable: str):
     "One observable before and after for all ten classes, with ratios (figures 8–11)."
     import matplotlib.pyplot as plt
-    grid = {"height_ratios": [3, 1, 0.75, 3, 1], "hspace": 0.07, "wspace": 0.28}
-    fig, axes = plt.subplots(5, 5, figsize=(17, 8.5), gridspec_kw=grid, sharex="col")
-    samples = {name: of[observable] for name, of in values.items()}
-    edges, legend = bin_edges(samples, 30), None
+    grid = {"height_ratios": [3, 1.6, 1, 3, 1.6], "hspace": 0.07, "wspace": 0.08}
+    fig, axes = plt.subplots(5, 5, figsize=(15, 9.5), gridspec_kw=grid)
+    samples, legend = {name: of[observable] for name, of in values.items()}, None
     for index, title in enumerate(CLASS_NAMES):
         upper, lower = axes[3 * (index // 5):, index % 5][:2]
         axes[2, index % 5].set_visible(False)
         upper.set_title(f"{title}: no jets")
         here = np.asarray(labels) == index
-        if here.any():
-            compare({name: x[here] for name, x in samples.items()}, bins=edges, title=title,
-                    xlabel=OBSERVABLES[observable], ax=(upper, lower), legend=False)
+        if here.any():  # where most of this class's jets lie
+            own = {name: x[here] for name, x in samples.items()}
+            low, high = np.quantile(own["original"], [0.02, 0.98])
+            bins = (12, low, high if high > low else low + 1)
+            compare(own, bins=bins, title=title, xlabel=OBSERVABLES[observable],
+                    ax=(upper, lower), legend=False)
             legend = legend or upper.get_legend_handles_labels()
         for ax in upper, lower:
             ax.tick_params(labelbottom=ax is lower)
             ax.minorticks_off()
             ax.set_ylabel("" if index % 5 else ax.get_ylabel())
+        upper.set_yticks([])
+        lower.tick_params(labelleft=index % 5 == 0)
     fig.legend(*legend, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 0.97), fontsize=12)
     return fig
 

@@ -278,7 +278,7 @@ def test_a_preset_that_is_a_folder(tmp_path):
 
 def test_a_preset_of_ones_own_has_its_name(tmp_path):
     from omnijet.run import choose_parameters, read_chapters
-    (tmp_path / "mine.yaml").write_text("seed: 3.0\nbackbone_training: {epochs: 4, batch_size: 32, lr: 5e-3, schedule: one-cycle, warmup: 0.1, patience: 2}\n")
+    (tmp_path / "mine.yaml").write_text("seed: 3.0\nbackbone_training: {epochs: 4, batch_size: 32, lr: 5e-3, optimizer: adam, schedule: one-cycle, warmup: 0.1, patience: 2}\n")
     values = choose_parameters(str(tmp_path / "mine.yaml"), {"backbone_max_jets": "1e3", "backbone_single": None}, read_chapters())
     assert values["preset"] == "mine" and values["backbone_training"]["lr"] == 5e-3  # YAML 1.1 reads a text
     assert repr([values["seed"], values["backbone_max_jets"], values["backbone_single"]]) == "[3, 1000, None]"

@@ -31,7 +31,7 @@ PRESET = {
     "tokenizer_model": {"width": 8, "blocks": 1, "heads": 2, "replace_freq": 80, "pt_power": 0.0},
     "tokenizer_training": {"epochs": 3, "batch_size": 50, "lr": 4e-3, "lr_start": 4e-4, "lr_end": 1e-5, "precision": "auto", "compile": False},
     "backbone_model": {"width": 16, "blocks": 1, "heads": 2}, "backbone_single": None,
-    "backbone_training": {"epochs": 3, "batch_size": 50, "lr": 5e-3, "schedule": "one-cycle", "warmup": 0.1, "patience": None},
+    "backbone_training": {"epochs": 3, "batch_size": 50, "lr": 5e-3, "optimizer": "muon", "schedule": "one-cycle", "warmup": 0.1, "patience": None},
     "quality_jets": {"each_class": 40, "tops": 100}, "quality_bootstrap": 5, "quality_bins": [8], "coverage_contexts": 3,
     "classifier_jets": 20, "classifier_seeds": 1, "classifier_training": {"epochs": 1, "batch_size": 50},
     "classifier_model": {"width": 8, "blocks": 1, "class_blocks": 1, "heads": 2},
