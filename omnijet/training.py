@@ -27,10 +27,8 @@ from omnijet.files import (
     OmnijetError, as_bool, as_number, atomic, make_folder, origin, progress_bar, read_checkpoint,
     read_weights, save_weights,
 )
-from .formats import class_indices, class_key, of_classes
-from omnijet.data import (
-    JetStream, Ragged, count_entries, jet_files, process_of, read_jets, read_tokens, to_torch,
-)
+from .formats import class_indices, class_key
+from .data import JetStream, Ragged, count_entries, jet_files, process_of, to_torch
 
 # %% ../nbs/00e_training.ipynb #4cc6fbce
 @dataclass
@@ -127,7 +125,7 @@ class Samples:
         return crc
 
 # %% ../nbs/00e_training.ipynb #ec3c7fa5
-IN_MEMORY = 5_000_000  # jets that are read at once (some 2 GB); more are streamed
+IN_MEMORY = 1_000_000  # jets that are read at once (half a GB); more are streamed
 
 
 def training_data(
@@ -151,17 +149,17 @@ def training_data(
         rounds.sort()
         enough = np.cumsum([0, *(entries[i] for _, i in rounds)])[:-1] >= wanted
         files = sorted(files[i] for (nth, i), done in zip(rounds, enough) if nth == 0 or not done)
+    stream = JetStream(files, classes=classes, seed=seed, tokens=tokens, layout=layout)
     if wanted > IN_MEMORY:
-        return JetStream(files, classes=classes, seed=seed, tokens=tokens, layout=layout)
-    jets = read_tokens(files) if tokens else read_jets(files, layout=layout)
-    jets = jets[of_classes(jets.label, classes)]
-    if not len(jets):
+        return stream
+    parts = [part for file, n in enumerate(stream.entries) for part in stream.read(file, 0, n)]
+    if not any(map(len, parts)):
         names = ", ".join(map(class_key, class_indices(classes)))
         raise OmnijetError(f"{path}: no jets of {names}")
-    chosen = np.arange(len(jets))
-    if max_jets is not None:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(jets))[:max_jets])
-    return Ragged.from_tokens(jets[chosen]) if tokens else Ragged.from_jets(jets[chosen])
+    jets = Ragged.join(parts)
+    if max_jets is None or max_jets >= len(jets):
+        return jets
+    return jets[np.sort(np.random.default_rng(seed).permutation(len(jets))[:max_jets])]
 
 # %% ../nbs/00e_training.ipynb #db4814f5
 POSITIVE, FROM_ZERO = {"above": 0, "whole": False}, {"low": 0, "whole": False}
