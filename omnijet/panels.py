@@ -24,7 +24,7 @@ from matplotlib.colors import ListedColormap
 import omnijet
 from .files import OmnijetError, as_number, run_path
 from .data import CLASSES, CLASS_NAMES, FEATURES, MAX_CONSTITUENTS, Ragged
-from .models import JETS
+from .models import JETS, faster
 from .data import class_indices, sample_jets
 from .observables import PALETTE, color, flat_constituents, jet_mass, n_constituents
 from .vqvae import BinnedTokenizer
@@ -441,7 +441,7 @@ class Growing:
         if has != needs:
             raise OmnijetError(f"the tokenizer has {has} codes, the model {needs}: "
                                "they do not belong together")
-        self.model, self.tokenizer, self.stop = model, tokenizer, model.vocabulary.stop
+        self.model, self.tokenizer, self.stop = faster(model), tokenizer, model.vocabulary.stop
         self.number, self.options = as_number(number, "number", 0), Sampling(**options)
         self.options.label(model.vocabulary)  # raises now what it would raise at the first token
         self.codes, self.finished = [], False
