@@ -296,6 +296,7 @@ def shown_jets(jets=None, to_tokenize=False) -> ak.Array:  # {constituents, labe
             raise OmnijetError("there are no jets to show")
         flat_constituents(parts)
         label = ak.to_list(jets["label"]) if "label" in jets.fields else [-1] * len(parts)
+        label = label if isinstance(label, list) else [label]  # of one jet
         label = class_indices([name if name != -1 else "unlabelled" for name in label])
         jets = ak.zip({"constituents": parts, "label": np.asarray(label)}, depth_limit=1)
     except OmnijetError:

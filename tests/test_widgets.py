@@ -339,7 +339,7 @@ def test_what_is_no_jet(odd, headless, grid, model, monkeypatch):
         assert one_line(error)
 
 
-@pytest.mark.parametrize("label", [[12], [np.nan], ["top"], [None], [-1, 3, 3]])
+@pytest.mark.parametrize("label", [[12], [np.nan], ["top"], [None], [-2, 3, 3]])
 def test_labels_that_are_no_class(label, jets):
     with pytest.raises(OmnijetError, match="no jet class"):
         widgets.JetBrowser(ak.with_field(jets[:len(label)], ak.Array(label), "label"))
