@@ -24,7 +24,7 @@ class _Later(str):
 
 files, formats = _Later("omnijet.files"), _Later("omnijet.formats")
 statistics = _Later("omnijet.statistics")
-NOT_RUN = ("06", "06a", "07", "07a", "08", "09")  # widgets, runs, other data, benchmarks
+NOT_RUN = ("06", "06a", "07", "07a", "09")  # widgets, runs, benchmarks
 
 
 def chapters_dir() -> Path:
@@ -71,10 +71,11 @@ def read_preset(name: str) -> dict:
     return values
 
 
-_MAY_BE_NONE = {"jetclass": "", "backbone_single": "TTBar", "backbone_max_jets": 1,
+_MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "backbone_single": "TTBar",
                 "backbone_jet_tokens": {"pt": 64, "mass": 64, "n_constituents": 64},
-                "backbone_training.patience": 1}
-_MAY_BE_ZERO = "seed|.*workers|.*replace_freq|transfer_(ten_class|vincia)_jets"  # of whole numbers
+                "backbone_max_jets": 1, "backbone_training.patience": 1}
+_MAY_BE_ZERO = ("seed|.*workers|.*replace_freq|shower_energy_bins"  # of whole numbers
+                "|transfer_(ten_class|vincia)_jets")
 
 
 def _fitting(value, own, name):  # a parameter in the kind of its chapter's own
@@ -121,10 +122,12 @@ def check_parameters(p: dict):  # of all chapters
     some, sizes, strategies = f"of {', '.join(CLASSES)}", p["transfer_sizes"], ", ".join(STRATEGIES)
     folder, main = p["jetclass"], (name in p["main_classes"] for name in ("ZJetsToNuNu", "TTBar"))
     most = 2 * min(p["n_jets"]["train_main" if x else "train_other"] for x in main)
-    monitor = p["transfer_training"]["monitor"]
+    monitor, ends = p["transfer_training"]["monitor"], p["shower_energy"]
     codes = [x for x in p["tokenizers"] if x == "conditional-8192" or not p["shipped"]]
     rules = [  # of a parameter: whether it is as expected, what is
         ("jetclass", not folder or Path(folder, "train_100M").is_dir(), "one with train_100M"),
+        *((name, not p[name] or Path(p[name]).exists(), "a folder or null")
+          for name in ("public_jets", "open_data")),
         ("main_classes", {*p["main_classes"]} <= {*CLASSES}, f"some {some}"),
         ("backbone_single", p["backbone_single"] in (None, *CLASSES), f"one {some}"),
         ("backbone_classes", class_indices(p["backbone_classes"]), f"some {some}"),
@@ -135,6 +138,9 @@ def check_parameters(p: dict):  # of all chapters
         ("transfer_max_epochs", len(p["transfer_max_epochs"]) == len(sizes), "one for each size"),
         ("transfer_strategies", {*p["transfer_strategies"]} <= {*STRATEGIES}, strategies),
         ("transfer_training", monitor in ("loss", "error"), "loss or error for its monitor"),
+        ("shower_energy", len(ends) == 2 and 0.5 <= ends[0] < ends[1] <= 1000, "two, 0.5 to 1000"),
+        ("shower_merge", len(p["shower_merge"]) == 3, "three, along x, y and z"),
+        ("shower_files", not (x := p["shower_files"]) or Path(x).is_file(), "an HDF5 file"),
     ]
     for name in p:
         if name.endswith("_training"):
@@ -313,7 +319,8 @@ def run(
     if not chosen:
         raise files.OmnijetError(f"--until {until}: nothing of --only is left to run")
     if "jetclass" in values:  # and with it all others
-        values["jetclass"] = values["jetclass"] and str(Path(values["jetclass"]).absolute())
+        for key in ("jetclass", "public_jets", "open_data"):  # chapters run in another folder
+            values[key] = values[key] and str(Path(values[key]).absolute())
         check_parameters(values)
     with _alone(folder):
         _run_chapters(folder, chapters, chosen, values, force)
@@ -410,7 +417,8 @@ COMMANDS = {  # a function and those of its parameters that are options; capital
     "generate": "generation.generate_files model out n=1000 tokenizer seed batch_size "
                 "gpt.Sampling temperature top_k top_p jet_class pt mass n_constituents",
     "finetune": "transfer.finetune_files backbone tokenizer data out classes max_jets seed "
-                "strategy layout",
+                "strategy layout test images",
+    "tag": "transfer.tag_files tagger tokenizer data out images max_jets layout",
     "ship": "shipping.ship RUN",
     "compare": "shipping.compare_runs RUN REFERENCE",
     "bench": "run._bench NAME",
