@@ -27,6 +27,7 @@ function theme(el) {
   return {
     color: (c) => (known[c] ??= dark ? lighter(c) : c),
     text: dark ? "#e0e0e0" : "#212121",
+    page: `rgb(${r},${g},${b})`,
     faint: known.faint,
     font: get("--jp-ui-font-family", "sans-serif"),
   };
@@ -170,15 +171,16 @@ const painters = {
 };
 
 // Texts beside marks, those left out that would lie on an earlier one.
-function writeBeside(ctx, texts, marks, color) {
+function writeBeside(ctx, texts, marks, look) {
   const written = [];
-  ctx.fillStyle = color;
+  Object.assign(ctx, { fillStyle: look.text, strokeStyle: look.page, lineWidth: 3 });
   marks.forEach(([x, y, r], i) => {
     const at = [x + r + 3, y + 4];
     const hides = ([u, v]) => Math.abs(at[0] - u) < 34 && Math.abs(at[1] - v) < 12;
     if (!texts[i] || written.some(hides)) return;
     written.push(at);
-    write(ctx, texts[i], ...at);
+    ctx.strokeText(texts[i], ...at); // so that it can be read on other marks
+    ctx.fillText(texts[i], ...at);
   });
 }
 
@@ -275,7 +277,7 @@ function draw(ctx, p, zoom, look) {
     }
     ctx.fillStyle = ctx.strokeStyle = l.color ? look.color(l.color) : look.text;
     const at = painters[l.mark](ctx, l, X, Y);
-    if (l.text) writeBeside(ctx, l.text, at, look.text);
+    if (l.text) writeBeside(ctx, l.text, at, look);
     const before = marks.length;
     if (!l.ids.length) continue;
     marks.push(...at.map(([x, y, r, from], i) => ({ id: l.ids[i], i: before + i, x, y, r, from })));
@@ -331,6 +333,16 @@ function describe(p) {
   });
   const axes = [p.y.label, p.x.label].filter(Boolean).join(" against ");
   return [p.title, axes, ...layers].filter(Boolean).join(", ").replaceAll("_", " ");
+}
+
+// ipywidgets writes a slider's description beside it, and does not tell a screen reader.
+function nameSliders(el) {
+  const page = el.closest(".jp-OutputArea-output") ?? document;
+  for (const slider of page.querySelectorAll(".jupyter-widgets:has(> .widget-label)")) {
+    for (const handle of slider.querySelectorAll("[role=slider], .widget-readout")) {
+      handle.setAttribute("aria-label", slider.querySelector(".widget-label").textContent);
+    }
+  }
 }
 
 function save(name, bytes) {
@@ -594,7 +606,10 @@ function render({ model, el }) {
   const themed = new MutationObserver(() => requestAnimationFrame(restyle));
   const attributeFilter = ["data-jp-theme-light", "data-jp-theme-name", "class"];
   themed.observe(document.body, { attributes: true, attributeFilter });
-  const shown = new ResizeObserver(restyle); // styles are known once it is in the page
+  const shown = new ResizeObserver(() => {
+    restyle(); // styles are known once it is in the page
+    nameSliders(el);
+  });
   shown.observe(el);
   repaint();
   return () => {

@@ -6,7 +6,7 @@
 __all__ = ['SORTED_BY', 'token_surprise', 'jet_values', 'JetGalleryView', 'surprise_panels', 'JetGallery']
 
 # %% ../nbs/06c_gallery.ipynb #47ede52f
-import threading
+import textwrap, threading
 
 import awkward as ak
 import ipywidgets as W
@@ -59,8 +59,8 @@ class JetGalleryView(W.VBox):
                 and given[has[key]] is not None}
         by = [(name.replace("_", ""), key) for key, name in SORTED_BY.items() if key in able]
         self.by = control(W.Dropdown, self.sort, 210, options=by, description="sorted by")
-        self.ends = control(W.ToggleButtons, self.first_page, 220, style={"button_width": "96px"},
-                            options=[("highest", -1), ("lowest", 1)], description="first")
+        self.ends = control(W.ToggleButtons, self.first_page, 300, style={"button_width": "96px"},
+                            options=[("highest first", -1), ("lowest first", 1)])
         kinds = [(CLASS_NAMES[k], int(k)) for k in np.unique(self.label) if k >= 0]
         self.classes = control(W.Dropdown, self.first_page, 170, description="class",
                                options=[("all classes", -1), *kinds])
@@ -135,17 +135,17 @@ def show(self: JetGalleryView):
         for canvas, i in zip(self.small, [*self.shown, *[-1] * self.n]):
             canvas.layout.display = "none" if i < 0 else None
             if i >= 0:
-                canvas.panel = self.thumbnail(i)
+                canvas.panel = self.small_panel(i)
         last = self.page * self.n + len(self.shown)
         name = SORTED_BY[by].replace("_", "")
         of = f"{last - len(self.shown) + 1:,} to {last:,} of {len(order):,} jets"
-        self.title.value = f"<h4>{name}, {self.ends.label} first</h4>{of if len(order) else 'none'}"
+        self.title.value = f"<h4>{name}, {self.ends.label}</h4>{of if len(order) else 'none'}"
         if self.at is None and len(order):
             self.choose(order[0])
 
 
 @patch
-def thumbnail(self: JetGalleryView, i: int) -> dict:
+def small_panel(self: JetGalleryView, i: int) -> dict:
     names = [CLASS_NAMES[k] for k in self.label[i:i + 1] if k >= 0] + [f"jet {i}"]
     return thumbnail(self.jets.constituents[i], f"{' '.join(names)}: {self.value(i)}", i)
 
@@ -162,7 +162,8 @@ def choose(self: JetGalleryView, i: int):
     one = self.jets[i:i + 1]
     values = observables(one.constituents, ["mass", "pt", "n_constituents", "tau21", "tau32"])
     facts = [CLASS_NAMES[k] for k in one.label if k >= 0] + [f"jet {i}"]
-    facts += [f"{SORTED_BY[key].replace('_', '')} {v[0]:.4g}" for key, v in values.items()]
+    forms = ("mass {:.1f} GeV", "p_T {:.1f} GeV", "{} constituents", "τ_21 {:.3f}", "τ_32 {:.3f}")
+    facts += [form.format(v[0]).replace("_", "") for form, v in zip(forms, values.values())]
     codes = None
     if "model" in self.models:
         try:
@@ -171,25 +172,28 @@ def choose(self: JetGalleryView, i: int):
             facts.append(f"−ln p {found.sum():.1f}")
         except OmnijetError as error:  # jets without a class, for a model that needs one
             facts.append(str(error))
+    self.bars.layout.display = "none" if found is None else None
     self.surprise, self.codes = found, None if codes is None else ak.to_numpy(codes[0])
     self.about.value = f"<h4>{' · '.join(facts)}</h4>"
-    self.jet.panel, self.bars.panel = surprise_panels(one.constituents[0], found)
+    self.jet.panel, self.bars.panel = surprise_panels(one.constituents[0], f"jet {i}", found)
     self.jet.say(" ".join(facts))
 
 
-def surprise_panels(jet, surprise=None) -> list:
+def surprise_panels(jet, title: str, surprise=None) -> list:
     "A jet, coloured by −ln p of each constituent's token, and bars of it, the stop token last."
-    plane = jet_panel(jet, size=(400, 400))
+    plane = jet_panel(jet, size=(400, 400), title=title)
     if surprise is None:
         return [plane, panel(axis("−ln p"), axis("position"), size=(300, 400))]
     n = len(jet)
-    level, bar = ramp(surprise, (0, max(surprise.max(), 1e-3)), "−ln p")
-    plane["layers"][0].update(c=level[:n], colors=RAMP, fill=0.8, name=None)
+    colors = RAMP[::-1]  # the most surprising are the darkest
+    level, bar = ramp(surprise, (0, max(surprise.max(), 1e-3)), "−ln p", colors=colors)
+    plane["layers"][0].update(c=level[:n], colors=colors, fill=0.8, name=None)
     plane["tips"] = [f"{tip}, −ln p = {s:.1f}" for tip, s in zip(plane["tips"], surprise)]
-    bars = {"mark": "bars", "value": surprise, "c": level, "colors": RAMP, "ids": np.arange(n + 1)}
+    bars = {"mark": "bars", "value": surprise, "c": level, "colors": colors}
+    bars["ids"] = np.arange(n + 1)
     x, y = axis("−ln p", (0, 1.05 * surprise.max())), axis("position", (n + 0.6, -0.6))
     tips = [f"{i if i < n else 'stop'}: −ln p = {s:.1f}" for i, s in enumerate(surprise)]
-    return [plane | {"bar": bar}, panel(x, y, bars, tips=tips, size=(300, 400))]
+    return [plane | {"bar": bar}, panel(x, y, bars, tips=tips, size=(300, 400), title="its tokens")]
 
 # %% ../nbs/06c_gallery.ipynb #9bd2350a
 @patch
@@ -228,7 +232,8 @@ def code(self: JetGalleryView) -> str:
         "from omnijet.panels import picture, shown_jets, thumbnail",
         "from omnijet.gallery import jet_values", "", given_again("jets", g["jets"], "sample_jets"),
         *(given_again(name, g[name], loads[name]) for name in names),
-        f"numbers = {some}  # of {self.title.value.partition('<h4>')[2].partition('</h4>')[0]}",
+        "# " + self.title.value.partition("<h4>")[2].partition("</h4>")[0],
+        textwrap.fill(f"numbers = {some}", 96, subsequent_indent=11 * " "),
         "chosen = shown_jets(jets)[numbers]",
         f"values = jet_values({', '.join([repr(by), 'chosen', *(f'{n}={n}' for n in names)])})",
         "picture(*(thumbnail(jet, f'jet {i}: {value:.4g}', i)",

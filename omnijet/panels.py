@@ -22,6 +22,7 @@ import ipywidgets as W
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
+from matplotlib.patheffects import withStroke
 
 import omnijet
 from .files import OmnijetError, as_number, run_path
@@ -53,13 +54,13 @@ def panel(x, y, *layers, size=(320, 320), title="", **more) -> dict:
             "tips": None, "lasso": False, "bar": None, "id": None, **more}
 
 
-def ramp(values, ends, label: str, log=False) -> tuple:  # levels (n,), a panel's `bar`
-    "The steps of RAMP for values between two ends, and the colour scale that tells which."
+def ramp(values, ends, label: str, log=False, colors=RAMP) -> tuple:  # levels (n,), a `bar`
+    "The steps of colours for values between two ends, and the colour scale that tells which."
     low, high, at = (np.log10(v) if log else np.asarray(v, float) for v in (*ends, values))
-    level = (at - low) / max(high - low, 1e-9) * len(RAMP)
+    level = (at - low) / max(high - low, 1e-9) * len(colors)
     low, high = (f"{end:,.0f}" if end > 100 else f"{end:.2g}" for end in ends)
-    return (np.clip(level, 0, len(RAMP) - 1).astype(int),
-            {"label": label, "low": low, "high": high, "colors": RAMP})
+    return (np.clip(level, 0, len(colors) - 1).astype(int),
+            {"label": label, "low": low, "high": high, "colors": colors})
 
 # %% ../nbs/06a_panels.ipynb #187bfd94
 def circles(constituents, color: str, name: str, **more) -> dict:  # more: fill, ids, c, text …
@@ -83,7 +84,7 @@ def jet_panel(original, reconstruction=None, size=(400, 400), title="", codes=No
     return panel(ETA, PHI, disks, rings, size=size, tips=tips, title=title, lasso=True)
 
 
-def thumbnail(constituents, title: str, number: int, size=(196, 206)) -> dict:
+def thumbnail(constituents, title: str, number: int, size=(188, 198)) -> dict:
     "A small picture of one jet, without numbers on its axes; as a whole the mark `number`."
     blank = axis("", ETA["range"], names=[])
     disks = {**circles(constituents, ORIGINAL, "", fill=0.45), "r": 0.55 * np.sqrt(constituents.pt)}
@@ -108,7 +109,8 @@ def paint(p: dict, ax):
                 look = {"facecolors": "none", "edgecolors": c, "linewidths": 1.1}
             ax.scatter(layer["x"], layer["y"], (1.5 * radius) ** 2, label=name, **look)  # points²
             for text, x, y in zip(layer.get("text", ()), layer["x"], layer["y"]):
-                ax.annotate(text, (x, y), (8, -3), textcoords="offset points", fontsize="small")
+                ax.annotate(text, (x, y), (8, -3), textcoords="offset points", fontsize="small",
+                            path_effects=[withStroke(linewidth=2, foreground="white")])
         elif mark == "bars":
             ax.barh(np.arange(len(layer["value"])), layer["value"], 0.7, color=c, label=name)
         elif mark == "steps":
@@ -211,9 +213,9 @@ def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=
     return made
 
 
-def html(text: str = "") -> W.HTML:
+def html(text: str = "", kind: str = "omnijet-text") -> W.HTML:
     "A text that looks alike in all widgets."
-    return W.HTML(text, _dom_classes=["omnijet-html"])
+    return W.HTML(text, _dom_classes=["omnijet-html", kind])
 
 
 def table_text(heads: list, rows: list, here=()) -> str:  # here: numbers of rows to mark
@@ -259,7 +261,7 @@ def script(*lines) -> str:
 
 def framed(name: str, table, *canvases, code=None) -> W.VBox:  # name: of the files
     "Canvases side by side, and buttons to download the picture or its data, `table()`; `code()`."
-    written = html()
+    written = html(kind="omnijet-code")
 
     def save(kind):
         file = saved(kind, [canvas.panel for canvas in canvases], table())

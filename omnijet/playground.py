@@ -7,6 +7,7 @@ __all__ = ['NOTHING', 'Growing', 'growing_panels', 'mass_and_count', 'generated_
            'GenerationPlayground']
 
 # %% ../nbs/06b_playground.ipynb #a510e02f
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from fastcore.basics import patch
 from .files import OmnijetError, as_number
 from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
 from .observables import PALETTE, flat_constituents, jet_mass, n_constituents
-from .vqvae import load_tokenizer
 from .gpt import GenerativeModel, Sampling, probabilities, sample, uniforms
 from omnijet.panels import (
     ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, control,
@@ -124,11 +124,12 @@ def growing_panels(growing: Growing, tokens, p, at: int | None = None, size: int
     ids, jet = tokens[tokens != growing.stop], growing.constituents()[0]
     places, real = growing.places(ids, at), tokens != growing.stop
     low, high = (p[-1], p[0]) if len(p) else (0, 1)
-    level, bar = ramp(p, (max(low, 1e-4), max(high, 1e-3)), "probability", log=True)
-    bars = {"mark": "bars", "value": p, "c": level, "colors": RAMP, "ids": tokens}
-    texts = [f"{100 * q:.0f} %" if q >= 0.01 and i < 8 else "" for i, q in enumerate(p[real])]
-    rings = circles(dict(zip(FEATURES, places.T)), RAMP[5], "next", ids=ids, c=level[real],
-                    colors=RAMP, text=texts)
+    colors = RAMP[::-1]  # the likeliest are the darkest
+    level, bar = ramp(p, (max(low, 1e-4), max(high, 1e-3)), "probability", True, colors)
+    bars = {"mark": "bars", "value": p, "c": level, "colors": colors, "ids": tokens}
+    texts = [f"{100 * q:.0f} %" if q >= 0.01 and i < 5 else "" for i, q in enumerate(p[real])]
+    rings = circles(dict(zip(FEATURES, places.T)), RAMP[2], "next", ids=ids, c=level[real],
+                    colors=colors, text=texts)
     parts = zip((jet[:at], jet[at:]), (0.45, 0.15), ("kept" if at < n else "the jet", "after"),
                 (range(at), range(at, n)))
     disks = [len(where) and circles(some, ORIGINAL, name, fill=fill, ids=v.size + np.array(where))
@@ -137,10 +138,13 @@ def growing_panels(growing: Growing, tokens, p, at: int | None = None, size: int
     tips += [f"code {t - 1}: p_T = {pt:.1f} GeV, {100 * q:.2g} %"
              for t, q, pt in zip(ids, p[real], places[:, 0])]
     x = axis("probability", (0, max(1.1 * high, 1e-3)))
+    far = max([0, *abs(jet.eta_rel), *abs(jet.phi_rel), *abs(places[:, 1:]).flat])
+    half = next((half for half in (0.25, 0.5) if far < half), 0.85)  # a closer look, at first
+    eta, phi = ({**a, "range": [-half, half]} for a in (ETA, PHI))
     return [panel(x, axis("", (19.6, -0.6), names=names), bars, size=(5 * size // 7, size),
                   tips=[f"{name}: {100 * q:.2g} %, click to choose" for name, q in zip(names, p)],
-                  title=f"constituent {at}" if len(p) else "the jet has stopped"),
-            panel(ETA, PHI, *disks, rings, tips=tips, size=(size, size), bar=bar,
+                  title=f"next: constituent {at}" if len(p) else "the jet has stopped"),
+            panel(eta, phi, *disks, rings, tips=tips, size=(size, size), bar=bar,
                   title=f"jet {growing.number}, {n} constituents")]
 
 # %% ../nbs/06b_playground.ipynb #7425d08d
@@ -172,17 +176,18 @@ class Side:
         self.title, self.sequence, self.made = html(), html(), NOTHING
         self.bars, self.plane = None, None  # canvases
 
-    def next_table(self) -> dict:
-        tokens, p = self.expected
-        code = np.where(tokens == self.growing.stop, -1, tokens - 1)
-        places = np.full((len(code), 3), np.nan)
-        places[code >= 0] = self.growing.places(tokens[code >= 0], self.at)
-        return {"code": code, "probability": p, **dict(zip(FEATURES, places.T))}
-
-    def jet_table(self) -> dict:
-        jet = flat_constituents(self.growing.constituents())[1:]
-        codes = np.array(self.growing.codes, int)
-        return {"code": codes, "kept": np.arange(len(codes)) < self.at, **dict(zip(FEATURES, jet))}
+    def table(self) -> dict:
+        "The jet's constituents, kept or after those, and what may come next (code −1: stop)."
+        n, (tokens, p) = len(self.growing.codes), self.expected
+        stops = tokens == self.growing.stop
+        places = np.full((len(tokens), 3), np.nan)
+        places[~stops] = self.growing.places(tokens[~stops], self.at)
+        jet = np.stack(flat_constituents(self.growing.constituents())[1:], 1)
+        parts = np.repeat(["kept", "after", "next"], [self.at, n - self.at, len(tokens)])
+        codes = [*self.growing.codes, *np.where(stops, -1, tokens - 1)]
+        return {"part": parts, "code": np.array(codes, int),
+                "probability": np.append(np.full(n, np.nan), p),
+                **dict(zip(FEATURES, np.concatenate([jet, places]).T))}
 
     def show(self, size: int):
         "Draw the jet and what may come next."
@@ -205,7 +210,7 @@ class GenerationPlaygroundView(W.VBox):
     def __init__(self, sides, jets, jets_again):
         self.sides, self.jets, self.jets_again = sides, jets, jets_again
         self.real, self.against, self.settling, self.taken = None, NOTHING, False, -1
-        self.size = 420 if len(sides) == 1 else 350
+        self.size = 420 if len(sides) == 1 else 340
         classes = max(side.model.vocabulary.classes for side in sides)
         tokens = min(side.model.vocabulary.predicted for side in sides)
         self.temperature = control(W.FloatSlider, self.show, 250, value=1, max=2, step=0.05,
@@ -235,8 +240,10 @@ class GenerationPlaygroundView(W.VBox):
         buttons = [button(text, icon, f, 92, tooltip) for text, icon, f, tooltip in go]
         what_if = button("What if", "question", self.what_if, 92,
                          "give the constituent after those kept this transverse momentum, finish")
-        sides = [W.VBox([side.title, self.framed_side(i, side), side.sequence])
-                 for i, side in enumerate(self.sides)]
+        names = ("growing_jet", "growing_jet_2")
+        sides = [W.VBox([side.title, framed(name, side.table, side.bars, side.plane,
+                                            code=partial(self.code, side)), side.sequence])
+                 for name, side in zip(names, self.sides)]
         super().__init__([
             row(self.temperature, self.top_k, self.jet_class, self.seed),
             row(W.HBox(buttons), self.keep, W.HBox([self.pt, what_if])), self.told, row(*sides),
@@ -253,12 +260,6 @@ class GenerationPlaygroundView(W.VBox):
         same = [s for s in self.sides if s.tokenizer is self.sides[0].tokenizer]
         for some in (same, *([s] for s in self.sides if s not in same)):
             link(*(canvas for side in some for canvas in (side.bars, side.plane)))
-
-    def framed_side(self, i: int, side: Side):
-        end = f"_{i + 1}" * bool(i)
-        return row(framed("next_token" + end, side.next_table, side.bars),
-                   framed("growing_jet" + end, side.jet_table, side.plane,
-                          code=partial(self.code, side)))
 
     def number_now(self) -> int:
         return self.sides[0].growing.number
@@ -444,7 +445,8 @@ def code(self: GenerationPlaygroundView, side: Side) -> str:
         "from omnijet.gpt import GenerativeModel", "from omnijet.panels import picture",
         "from omnijet.playground import Growing, growing_panels",
         "from omnijet.vqvae import load_tokenizer", "", *self.models_again(side),
-        f"codes = {g.codes}  # the first {side.at} kept",
+        textwrap.fill(f"codes = {g.codes}", 96, subsequent_indent=9 * " "),
+        f"# the first {side.at} kept, the others drawn after them" * (side.at < len(g.codes)),
         f"growing = Growing(model, tokenizer, number={g.number}, codes=codes, {options})",
         "growing.finished = True" * g.finished,
         f"picture(*growing_panels(growing, *growing.expected(at={side.at}), at={side.at}))")

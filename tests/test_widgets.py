@@ -240,7 +240,8 @@ def test_next_tokens_are_saved_with_their_places(model, grid, jets):
     playground = widgets.GenerationPlayground(model, grid, jets)
     side = playground.sides[0]
     playground.step()
-    table = side.next_table()
+    everything = side.table()
+    table = {name: values[everything["part"] == "next"] for name, values in everything.items()}
     drawn = side.bars.panel["layers"][0]
     assert np.array_equal(table["probability"], drawn["value"]) and len(table["code"]) == 20
     assert np.array_equal(np.where(table["code"] < 0, model.vocabulary.stop, table["code"] + 1), drawn["ids"])
@@ -248,7 +249,8 @@ def test_next_tokens_are_saved_with_their_places(model, grid, jets):
     assert np.array_equal(np.stack([table[f] for f in FEATURES], 1)[table["code"] >= 0], places)
     playground.finish()
     playground.keep.value = playground.keep.max
-    assert len(side.next_table()["code"]) == 0
+    table = side.table()
+    assert set(table["part"]) == {"kept"} and table["code"].tolist() == side.growing.codes and np.isnan(table["probability"]).all()
 
 
 def rings(panel):
