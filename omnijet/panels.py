@@ -6,8 +6,8 @@
 __all__ = ['ORIGINAL', 'RECONSTRUCTED', 'FAINT', 'RAMP', 'CANVAS', 'ETA', 'PHI', 'SHIPPED', 'axis', 'panel', 'ramp', 'circles',
            'jet_panel', 'thumbnail', 'paint', 'picture', 'Canvas', 'link', 'control', 'button', 'html', 'table_text',
            'row', 'saved', 'given_again', 'script', 'framed', 'Work', 'loaded', 'headless', 'note', 'shown_jets',
-           'latent_plane', 'CodeUse', 'code_panels', 'use_panel', 'contexts_panel', 'histogram_panel', 'read_sweep',
-           'sweep_panel', 'score_panel']
+           'latent_plane', 'CodeUse', 'code_panels', 'use_panel', 'contexts_panel', 'used_jet_panel', 'histogram_panel',
+           'read_sweep', 'sweep_panel', 'score_panel']
 
 # %% ../nbs/06a_panels.ipynb #67a64811
 import atexit, io, json, math, os, re, sys, threading, time
@@ -526,6 +526,17 @@ def contexts_panel(use: CodeUse, codes, put=None) -> dict:
                "color": c, "size": size} for name, points, c, size in clouds]
     layers[0]["ids"] = use.jet[rows]
     return panel(x, y, *layers, title="contexts", tips="jet")
+
+
+def used_jet_panel(use: CodeUse, i: int) -> dict:  # −1: an empty one
+    "Jet number `i` of `use.jets`, and what becomes of it; ids: codes."
+    size = (320, 320)
+    if i < 0:
+        return jet_panel(use.jets.constituents[0][:0], size=size, title="no jet")
+    part = slice(use.starts[i], use.starts[i + 1])
+    decoded = dict(zip(FEATURES, use.decoded[part].T))
+    title = CLASS_NAMES[use.label[i]]
+    return jet_panel(use.jets.constituents[i], decoded, size, title, use.code[part])
 
 # %% ../nbs/06a_panels.ipynb #11a3c953
 def histogram_panel(samples: dict, edges, label: str, title: str, size=(400, 300)) -> dict:

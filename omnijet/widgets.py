@@ -22,7 +22,7 @@ from .transfer import JetClassifier, METRICS, STRATEGIES
 from omnijet.panels import (
     SHIPPED, Canvas, CodeUse, Work, button, code_panels, contexts_panel, control, framed,
     given_again, headless, html, jet_panel, link, loaded, note, picture, read_sweep, row,
-    score_panel, script, shown_jets, sweep_panel, table_text, use_panel,
+    score_panel, script, shown_jets, sweep_panel, table_text, use_panel, used_jet_panel,
 )
 from .gallery import JetGallery
 from .playground import GenerationPlayground
@@ -279,18 +279,11 @@ def turn(self: TokenExplorerView, by: int):
 def show_jet(self: TokenExplorerView, i: int):  # −1: none
     "One of the jets; its constituents are pointed at and selected as codes."
     with self.lock:
-        use, before, self.jet_at = self.use, self.jet_at, int(i)
-        original, decoded, codes = use.jets.constituents[0][:0], None, []
-        self.jet_title.value = "in no jet"
-        if i >= 0:
-            part = slice(use.starts[i], use.starts[i + 1])
-            original, decoded = use.jets.constituents[i], dict(zip(FEATURES, use.decoded[part].T))
-            at, codes = int(np.searchsorted(self.having, i)), use.code[part]
-            self.jet_title.value = (f"jet {at + 1:,} of {len(self.having):,} with it, "
-                                    f"{CLASS_NAMES[use.label[i]]}")
+        before, self.jet_at = self.jet_at, int(i)
+        at, n = int(np.searchsorted(self.having, i)), len(self.having)
+        self.jet_title.value = f"jet {at + 1:,} of {n:,} with it" if i >= 0 else "in no jet"
         if i != before or i < 0:  # else the pointer may be on it
-            title = CLASS_NAMES[use.label[i]] if i >= 0 else "no jet"
-            self.jet.panel = jet_panel(original, decoded, (320, 320), title, codes)
+            self.jet.panel = used_jet_panel(self.use, self.jet_at)
 
 # %% ../nbs/06_widgets.ipynb #877f7b25
 @patch
@@ -320,7 +313,7 @@ def use_again(self: TokenExplorerView) -> str:
     "Lines that tokenize the same jets."
     return script(
         "from omnijet.data import sample_jets", "from omnijet.panels import CodeUse, code_panels, "
-        "contexts_panel, jet_panel, picture, use_panel",
+        "contexts_panel, picture, use_panel, used_jet_panel",
         "from omnijet.vqvae import load_tokenizer", "",
         given_again("tokenizer", self.given[0], "load_tokenizer"),
         given_again("jets", self.given[1], "sample_jets"),
@@ -335,12 +328,12 @@ def code(self: TokenExplorerView) -> str:
 
 @patch
 def detail_code(self: TokenExplorerView) -> str:
-    i, put = self.jet_at, ", use.contexts(codes[0])" * (self.put is not None)
+    put = ", use.contexts(codes[0])" * (self.put is not None)
     return script(
         self.use_again(), f"codes = {self.shown}",
         "constituents = use.original[use.rows(codes)]  # (n, 3): p_T in GeV, η_rel, φ_rel",
         f"panels = [use_panel(use, codes), contexts_panel(use, codes{put})]",
-        f"panels.append(jet_panel(use.jets.constituents[{i}]))" * (i >= 0), "picture(*panels)")
+        f"picture(*panels, used_jet_panel(use, {self.jet_at}))")
 
 # %% ../nbs/06_widgets.ipynb #62431608
 def TokenExplorer(

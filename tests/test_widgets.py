@@ -504,8 +504,6 @@ def test_cells_of_the_browser_and_the_explorer(jets, conditional, grid):
         explorer.scatters[0].selected = codes
         made = run_cell(explorer.detail_code(), tokenizer=grid, jets=jets)
         assert np.array_equal(made[1]["constituents"][:, 0], explorer.detail_table()["pt"][:explorer.use.count[codes].sum()])
-        panel = explorer.jet.panel
-        explorer.jet.panel = panel | {"layers": panel["layers"][:1], "size": [400, 400]}             # the cell draws the original alone
         assert same_picture(made, explorer.bars, explorer.cloud, explorer.jet)
 
 
