@@ -24,7 +24,7 @@ class _Later(str):
 
 files, formats = _Later("omnijet.files"), _Later("omnijet.formats")
 statistics = _Later("omnijet.statistics")
-NOT_RUN = ("06", "06a", "07", "07a", "09")  # widgets, runs, benchmarks
+NOT_RUN = ("06", "06a", "06b", "06c", "07", "07a", "09")  # widgets, runs, benchmarks
 
 
 def chapters_dir() -> Path:
@@ -156,7 +156,7 @@ def check_parameters(p: dict):  # of all chapters
 # %% ../nbs/07_run.ipynb #8ddd0c87
 def code_print(about: dict) -> str:
     "Hash of a chapter's code and of the modules it imports, but for widgets, which only show."
-    show, names = re.compile(r"omnijet\.(widgets|panels)"), set()
+    show, names = re.compile(r"omnijet\.(widgets|panels|playground|gallery)"), set()
     sources = [source for source in about["code"] if not show.search(source)]
     for source in sources:  # which grow
         for name in re.findall(r"(?:from|import) +(?:omnijet)?\.(\w+)", source):
