@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from .files import OmnijetError, as_number
 from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
 from .observables import PALETTE, flat_constituents, jet_mass, n_constituents
+from .models import faster
 from .gpt import GenerativeModel, Sampling, probabilities, sample, uniforms
 from omnijet.panels import (
     ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, control,
