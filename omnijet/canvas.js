@@ -1,7 +1,8 @@
 // A panel (chapter 06a_panels) on a canvas, and the pointer over it; anywidget loads this file.
 //
 // theme, ticks, scaler: colours and axes    painters: one function a mark
-// draw: the whole panel                     render: what anywidget calls; the pointer and the keys
+// draw: the whole panel                     nearest, towards, describe: marks in reach, in words
+// render: what anywidget calls; the pointer and the keys
 
 const TAU = 2 * Math.PI;
 
@@ -26,6 +27,7 @@ function theme(el) {
   return {
     color: (c) => (known[c] ??= dark ? lighter(c) : c),
     text: dark ? "#e0e0e0" : "#212121",
+    page: `rgb(${r},${g},${b})`,
     faint: known.faint,
     font: get("--jp-ui-font-family", "sans-serif"),
   };
@@ -104,8 +106,9 @@ function numbers(a) {
 // Each draws a layer and returns its marks for the pointer: [x, y, radius, left end of a bar].
 const painters = {
   circles(ctx, l, X, Y) {
-    ctx.lineWidth = 1.4;
+    ctx.lineWidth = l.colors ? 2 : 1.4;
     l.x.forEach((x, i) => {
+      if (l.colors) ctx.fillStyle = ctx.strokeStyle = l.colors[l.c[i]];
       ctx.beginPath();
       ctx.arc(X(x), Y(l.y[i]), Math.max(l.r[i], 0.8), 0, TAU);
       fillOrStroke(ctx, l.fill);
@@ -142,6 +145,7 @@ const painters = {
   steps(ctx, l, X, Y) {
     const floor = Y(Y.low);
     ctx.lineWidth = 1.8;
+    ctx.setLineDash(l.dash ? [5, 4] : []);
     ctx.beginPath();
     ctx.moveTo(X(l.edges[0]), floor);
     l.values.forEach((v, i) => {
@@ -150,6 +154,7 @@ const painters = {
     });
     ctx.lineTo(X(l.edges[l.edges.length - 1]), floor);
     fillOrStroke(ctx, l.fill);
+    ctx.setLineDash([]);
     return [];
   },
 
@@ -164,6 +169,20 @@ const painters = {
     return [];
   },
 };
+
+// Texts beside marks, those left out that would lie on an earlier one.
+function writeBeside(ctx, texts, marks, look) {
+  const written = [];
+  Object.assign(ctx, { fillStyle: look.text, strokeStyle: look.page, lineWidth: 3 });
+  marks.forEach(([x, y, r], i) => {
+    const at = [x + r + 3, y + 4];
+    const hides = ([u, v]) => Math.abs(at[0] - u) < 34 && Math.abs(at[1] - v) < 12;
+    if (!texts[i] || written.some(hides)) return;
+    written.push(at);
+    ctx.strokeText(texts[i], ...at); // so that it can be read on other marks
+    ctx.fillText(texts[i], ...at);
+  });
+}
 
 function drawAxes(ctx, p, { X, Y, box, xr, yr }) {
   const [w, h] = p.size;
@@ -228,8 +247,8 @@ function draw(ctx, p, zoom, look) {
   const [w, h] = p.size;
   const [xr, yr] = [zoom?.x ?? p.x.range, zoom?.y ?? p.y.range];
   const letters = Math.max(0, ...ticks(p.y, yr, 1.4 * h).map((t) => t[1].length));
-  const left = (p.y.label ? 34 : 20) + 6.6 * letters;
-  const box = { l: left, r: w - 12, t: p.bar ? 46 : 26, b: h - 40 };
+  const left = (p.y.label ? 34 : letters ? 20 : 12) + 6.6 * letters;
+  const box = { l: left, r: w - 12, t: p.bar ? 46 : 26, b: h - (p.x.label ? 40 : 12) };
   const frame = [box.l, box.t, box.r - box.l, box.b - box.t];
   const X = scaler(p.x, xr, box.l, box.r);
   const Y = scaler(p.y, yr, box.b, box.t);
@@ -250,7 +269,7 @@ function draw(ctx, p, zoom, look) {
   ctx.beginPath();
   ctx.rect(...frame);
   ctx.clip();
-  let marks = [];
+  const marks = [];
   for (const layer of p.layers) {
     const l = { ...layer, colors: layer.colors?.map(look.color) };
     for (const k of ["x", "y", "r", "c", "value", "values", "edges", "error", "ids"]) {
@@ -258,11 +277,14 @@ function draw(ctx, p, zoom, look) {
     }
     ctx.fillStyle = ctx.strokeStyle = l.color ? look.color(l.color) : look.text;
     const at = painters[l.mark](ctx, l, X, Y);
-    if (l.ids.length) marks = at.map(([x, y, r, from], i) => ({ id: l.ids[i], i, x, y, r, from }));
+    if (l.text) writeBeside(ctx, l.text, at, look);
+    const before = marks.length;
+    if (!l.ids.length) continue;
+    marks.push(...at.map(([x, y, r, from], i) => ({ id: l.ids[i], i: before + i, x, y, r, from })));
   }
   ctx.restore();
   drawLegend(ctx, p.layers, box, titleWidth, look);
-  return { X, Y, box, marks };
+  return { X, Y, box, marks, frame };
 }
 
 // Whether a point lies inside a closed path: how often does a line from it cross the path?
@@ -288,6 +310,41 @@ function nearest([x, y], marks) {
   return best;
 }
 
+// The next mark from one, in the direction of an arrow key: near, and not far to the side.
+function towards(key, from, marks) {
+  const [dx, dy] = { Left: [-1, 0], Right: [1, 0], Up: [0, -1], Down: [0, 1] }[key.slice(5)];
+  let best = null;
+  let least = Infinity;
+  for (const m of marks) {
+    const [u, v] = [m.from === undefined ? m.x - from.x : 0, m.y - from.y];
+    const [along, aside] = [u * dx + v * dy, Math.abs(u * dy) + Math.abs(v * dx)];
+    if (along > 0.5 && aside < 2 * along && along + 2 * aside < least) {
+      [least, best] = [along + 2 * aside, m];
+    }
+  }
+  return best;
+}
+
+// A panel in words, for those who do not see it.
+function describe(p) {
+  const layers = p.layers.map((l) => {
+    const n = numbers(l.x ?? l.value ?? l.values).length;
+    return l.mark === "steps" ? l.name : `${n} ${l.name ?? l.mark}`;
+  });
+  const axes = [p.y.label, p.x.label].filter(Boolean).join(" against ");
+  return [p.title, axes, ...layers].filter(Boolean).join(", ").replaceAll("_", " ");
+}
+
+// ipywidgets writes a slider's description beside it, and does not tell a screen reader.
+function nameSliders(el) {
+  const page = el.closest(".jp-OutputArea-output") ?? document;
+  for (const slider of page.querySelectorAll(".jupyter-widgets:has(> .widget-label)")) {
+    for (const handle of slider.querySelectorAll("[role=slider], .widget-readout")) {
+      handle.setAttribute("aria-label", slider.querySelector(".widget-label").textContent);
+    }
+  }
+}
+
 function save(name, bytes) {
   const a = document.createElement("a");
   a.href = URL.createObjectURL(new Blob([bytes]));
@@ -302,17 +359,22 @@ function render({ model, el }) {
   el.classList.add("omnijet-canvas");
   el.tabIndex = 0;
   el.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves its keys to us
-  const [base, top, tip] = ["canvas", "canvas", "div"].map((tag) =>
+  const [base, top, tip, spoken] = ["canvas", "canvas", "div", "div"].map((tag) =>
     el.appendChild(document.createElement(tag)),
   );
+  el.setAttribute("role", "application"); // a screen reader leaves the keys to us, too
   base.setAttribute("role", "img");
   tip.className = "omnijet-tip";
   tip.hidden = true;
+  spoken.className = "omnijet-spoken";
+  spoken.setAttribute("role", "status");
   let look = theme(el);
   let view = null; // what `draw` returned
   let zoom = null;
   let path = null; // of the lasso
   let ranges = "";
+
+  const whole = () => model.get("panel").id ?? null; // of a picture that is one mark
 
   // A context whose unit is a CSS pixel.
   function context(canvas) {
@@ -338,9 +400,25 @@ function render({ model, el }) {
     el.style.width = p.size[0] + "px";
     el.style.height = p.size[1] + "px";
     base.setAttribute("aria-label", p.title);
+    el.setAttribute("aria-label", describe(p));
     view = draw(context(base), p, zoom, look);
+    el.setAttribute("aria-description", keys());
     rings();
     tip.hidden = true; // what it said may be gone
+  }
+
+  // What the keys do here, for a screen reader.
+  function keys() {
+    const some = view.marks.length || whole() !== null;
+    const marks = some ? ["Enter: choose", "Space: choose also or no more"] : [];
+    const arrows = model.get("turns") ? "arrow keys: the next or the one before" : "";
+    const walks = `${arrows && "Shift and "}arrow keys: to the next mark`;
+    const both = [arrows, view.marks.length ? walks : ""];
+    return [...both, ...marks, "plus, minus, 0: zoom"].filter(Boolean).join("; ");
+  }
+
+  function say(text) {
+    spoken.textContent = text.replaceAll("_", " ");
   }
 
   function restyle() {
@@ -355,6 +433,10 @@ function render({ model, el }) {
     const hover = model.get("hover");
     ctx.clearRect(0, 0, top.width, top.height);
     ctx.strokeStyle = look.text;
+    if (whole() === hover || chosen.has(whole())) {
+      ctx.lineWidth = chosen.has(whole()) ? 3 : 1.5;
+      ctx.strokeRect(...view.frame); // the whole picture is one mark
+    }
     for (const m of view.marks) {
       if (m.id !== hover && !chosen.has(m.id)) continue;
       ctx.lineWidth = m.id === hover ? 2 : 1.6;
@@ -382,9 +464,31 @@ function render({ model, el }) {
     model.save_changes();
   }
 
-  function point(m) {
+  // Point at a mark, or at none; `aloud` for those who came by a key.
+  function point(m, at, aloud) {
+    const { tips } = model.get("panel");
     const id = m ? m.id : -1;
     if (model.get("hover") !== id) tell("hover", id);
+    tip.hidden = !(m && tips);
+    if (tip.hidden) return;
+    tip.textContent = typeof tips === "string" ? `${tips} ${m.id}` : (tips?.[m.i] ?? "");
+    tip.style.left = at[0] + 12 + "px";
+    tip.style.top = at[1] + 12 + "px";
+    if (aloud) say(tip.textContent);
+  }
+
+  // Choose a mark alone; or `also`, and no longer if it is chosen already.
+  function choose(m, also) {
+    const before = model.get("selected");
+    const others = before.filter((id) => id !== m.id);
+    tell("selected", also ? (others.length < before.length ? others : [...before, m.id]) : [m.id]);
+    if (also) say(`${model.get("selected").length} chosen`);
+    else model.send({ click: m.id });
+  }
+
+  // The mark at a position; in a picture that is one mark, that one.
+  function markAt(at) {
+    return whole() === null ? nearest(at, view?.marks ?? []) : { id: whole() };
   }
 
   top.onpointermove = (e) => {
@@ -393,19 +497,12 @@ function render({ model, el }) {
       path.push(at);
       return rings();
     }
-    const m = nearest(at, view?.marks ?? []);
-    const tips = model.get("panel").tips;
-    point(m);
+    const m = markAt(at);
+    point(m, at);
     top.style.cursor = m ? "pointer" : "default";
-    tip.hidden = !(m && tips);
-    if (tip.hidden) return;
-    tip.textContent = typeof tips === "string" ? `${tips} ${m.id}` : tips[m.i];
-    tip.style.left = at[0] + 12 + "px";
-    tip.style.top = at[1] + 12 + "px";
   };
 
   top.onpointerleave = () => {
-    tip.hidden = true;
     if (!path) point(null);
   };
 
@@ -418,59 +515,101 @@ function render({ model, el }) {
 
   top.onpointerup = (e) => {
     const drawn = path ?? [];
-    const marks = view?.marks ?? [];
+    const also = e.shiftKey || e.ctrlKey || e.metaKey;
     path = null;
-    const m = nearest(place(e), marks);
+    const m = markAt(place(e));
     if (drawn.some(([x, y]) => Math.hypot(x - drawn[0][0], y - drawn[0][1]) > 6)) {
-      const chosen = marks.filter((mark) => inside(mark, drawn));
-      tell(
-        "selected",
-        chosen.map(({ id }) => id),
-      );
-    } else if (m) {
-      tell("selected", [m.id]);
-      model.send({ click: m.id });
-    }
+      const caught = view.marks.filter((mark) => inside(mark, drawn)).map(({ id }) => id);
+      tell("selected", [...new Set([...(also ? model.get("selected") : []), ...caught])]);
+    } else if (m) choose(m, also);
     rings();
   };
+
+  function zoomAt([x, y], k) {
+    const { X, Y, box } = view;
+    const span = (S, at, ends) => ends.map((end) => S.back(at + (end - at) * k));
+    zoom = { x: span(X, x, [box.l, box.r]), y: span(Y, y, [box.b, box.t]) };
+    repaint();
+  }
+
+  function zoomBy(k) {
+    const { l, r, t, b } = view.box;
+    zoomAt([(l + r) / 2, (t + b) / 2], k);
+  }
+
+  function zoomOut() {
+    zoom = null;
+    repaint();
+  }
 
   top.onwheel = (e) => {
     if (!e.shiftKey || !view) return;
     e.preventDefault();
-    const [x, y] = place(e);
-    const { X, Y, box } = view;
-    const k = (e.deltaY || e.deltaX) < 0 ? 0.8 : 1.25;
-    const span = (S, at, ends) => ends.map((end) => S.back(at + (end - at) * k));
-    zoom = { x: span(X, x, [box.l, box.r]), y: span(Y, y, [box.b, box.t]) };
-    repaint();
+    zoomAt(place(e), (e.deltaY || e.deltaX) < 0 ? 0.8 : 1.25);
   };
 
-  top.ondblclick = () => {
-    zoom = null;
-    repaint();
-  };
+  top.ondblclick = zoomOut;
+
+  // The mark that the keys are at; `null` where there is none yet.
+  function here() {
+    if (whole() !== null) return { id: whole() };
+    return view.marks.find((m) => m.id === model.get("hover")) ?? null;
+  }
+
+  function walk(key) {
+    const { marks } = view;
+    const start = marks.find((m) => m.id === model.get("selected")[0]) ?? marks[0];
+    const next = here() && key.startsWith("Arrow") ? towards(key, here(), marks) : start;
+    const m = { Home: marks[0], End: marks.at(-1) }[key] ?? next;
+    if (m) point(m, [m.x, m.y], true);
+  }
 
   el.onkeydown = (e) => {
-    if (!e.key.startsWith("Arrow")) return;
+    if (!view || e.ctrlKey || e.metaKey || e.altKey) return;
+    const zooms = { "+": 0.8, "=": 0.8, "-": 1.25 };
+    const at = here();
+    if (e.key.startsWith("Arrow") && model.get("turns") && !e.shiftKey) model.send({ key: e.key });
+    else if (e.key.startsWith("Arrow") || e.key === "Home" || e.key === "End") walk(e.key);
+    else if (e.key === "Enter" && at) choose(at, false);
+    else if (e.key === " " && at) choose(at, true);
+    else if (e.key === "Escape" && model.get("hover") >= 0) point(null);
+    else if (e.key === "Escape") tell("selected", []);
+    else if (e.key in zooms) zoomBy(zooms[e.key]);
+    else if (e.key === "0") zoomOut();
+    else return;
     e.preventDefault();
     e.stopPropagation();
-    model.send({ key: e.key });
   };
 
+  el.onfocus = () => {
+    if (whole() !== null && el.matches(":focus-visible")) point({ id: whole() });
+  };
+
+  el.onblur = () => point(null);
+
   const listeners = {
-    "change:panel": repaint,
+    "change:panel": () => {
+      repaint();
+      if (document.activeElement === el) say(model.get("panel").title);
+    },
     "change:hover": rings,
     "change:selected": rings,
     "msg:custom": (message, buffers) => {
       if (message.focus) el.focus({ preventScroll: true });
       if (message.download) save(message.download, buffers[0]);
+      if (message.say) say(message.say);
+      // refused where a page may not, and then it can still be taken from below the picture
+      if (message.copy) window.navigator.clipboard?.writeText(message.copy).catch(() => {});
     },
   };
   for (const [name, f] of Object.entries(listeners)) model.on(name, f);
   const themed = new MutationObserver(() => requestAnimationFrame(restyle));
   const attributeFilter = ["data-jp-theme-light", "data-jp-theme-name", "class"];
   themed.observe(document.body, { attributes: true, attributeFilter });
-  const shown = new ResizeObserver(restyle); // styles are known once it is in the page
+  const shown = new ResizeObserver(() => {
+    restyle(); // styles are known once it is in the page
+    nameSliders(el);
+  });
   shown.observe(el);
   repaint();
   return () => {

@@ -24,7 +24,7 @@ class _Later(str):
 
 files, formats = _Later("omnijet.files"), _Later("omnijet.formats")
 statistics = _Later("omnijet.statistics")
-NOT_RUN = ("06", "06a", "07", "07a", "09")  # widgets, runs, benchmarks
+NOT_RUN = ("06", "06a", "06b", "06c", "07", "07a", "09")  # widgets, runs, benchmarks
 
 
 def chapters_dir() -> Path:
@@ -156,7 +156,7 @@ def check_parameters(p: dict):  # of all chapters
 # %% ../nbs/07_run.ipynb #8ddd0c87
 def code_print(about: dict) -> str:
     "Hash of a chapter's code and of the modules it imports, but for widgets, which only show."
-    show, names = re.compile(r"omnijet\.(widgets|panels)"), set()
+    show, names = re.compile(r"omnijet\.(widgets|panels|playground|gallery)"), set()
     sources = [source for source in about["code"] if not show.search(source)]
     for source in sources:  # which grow
         for name in re.findall(r"(?:from|import) +(?:omnijet)?\.(\w+)", source):
@@ -415,7 +415,7 @@ COMMANDS = {  # a function and those of its parameters that are options; capital
     "pretrain": "generation.pretrain_files data out tokenizer layout classes max_jets backbone "
                 "epochs batch_size lr width blocks heads seed",
     "generate": "generation.generate_files model out n=1000 tokenizer seed batch_size "
-                "gpt.Sampling temperature top_k top_p jet_class",  # fields of what it passes on
+                "gpt.Sampling temperature top_k top_p jet_class pt mass n_constituents",
     "finetune": "transfer.finetune_files backbone tokenizer data out classes max_jets seed "
                 "strategy layout test images",
     "tag": "transfer.tag_files tagger tokenizer data out images max_jets layout",

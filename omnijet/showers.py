@@ -508,14 +508,14 @@ def ShowerBrowser(
     return picture(*(shower_panel(s[0], cells, 30, 20, label) for label, s in samples.items()))
 
 # %% ../nbs/08_showers.ipynb #0f0a9225
-def judge_showers(truth, sample, cells: tuple, **fields) -> list:  # of `number`
+def judge_showers(truth, made, cells: tuple, **fields) -> list:  # of `number`
     "W1 with floors, quantile KL, the profile where it holds 90 % of the energy, boosted trees."
-    (a, b), found, n = (observe(truth), observe(sample)), [], len(sample)
+    (a, b), found, n = (observe(truth), observe(made)), [], len(made)
     for name in OBSERVABLES:
         found += [number(f"w1_{name}", *w1_with_error(a[name], b[name]), n, **fields),
                   number(f"w1_{name}_floor", *w1_with_error(a[name]), len(truth), **fields),
                   number(f"kl_{name}", quantile_kl(a[name], b[name]), None, n, **fields)]
-    mean, other = (profile(x, cells).mean(0) for x in (truth, sample))
+    mean, other = (profile(x, cells).mean(0) for x in (truth, made))
     order = np.argsort(-mean)
     core = order[:np.searchsorted(np.cumsum(mean[order]), 0.9 * mean.sum()) + 1]
     deviation = np.abs(other / mean - 1)[core].max()

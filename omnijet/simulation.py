@@ -562,7 +562,7 @@ def simulate_files(
         if "pythia" not in read_metadata(file):
             raise OmnijetError(f"{file}: not simulated here: remove it or choose another folder")
     waiting = [shard for shard in shards if not holds(shard.path, shard.facts(), replace)]
-    waiting.sort(key=lambda shard: -shard.n)  # long tasks first
+    waiting.sort(key=lambda shard: (-shard.n, shard.index))  # long ones first, classes in turn
     bar = progress_bar(total=sum(n.values()), unit="jet", desc=out.name, show=progress)
     workers, futures = min(workers or os.cpu_count(), max(len(waiting), 1)), []
     try:

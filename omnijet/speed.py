@@ -350,7 +350,8 @@ def bench_gpt(where=None, sizes=None, **shape) -> dict:
 # %% ../nbs/09_speed.ipynb #0a2947fa
 def bench_widgets(repeats: int = 10, max_jets: int = None) -> dict:
     "Median and slowest time in ms to the first picture of a widget, of a hover and of a step."
-    from omnijet.widgets import SHIPPED, GenerationPlayground, JetBrowser, TokenExplorer
+    from omnijet.widgets import (SHIPPED, GenerationPlayground, JetBrowser, JetGallery,
+                                 TokenExplorer)
 
     os.environ["OMNIJET_HEADLESS"] = ""  # widgets, not their pictures
     tokenizer = load_tokenizer(SHIPPED["its tokenizer"])
@@ -371,15 +372,18 @@ def bench_widgets(repeats: int = 10, max_jets: int = None) -> dict:
     JetBrowser(few[:1], tokenizer)  # libraries are loaded
     timed("JetBrowser, first picture", lambda: JetBrowser(jets, tokenizer))
     timed("TokenExplorer, first picture", lambda: TokenExplorer(tokenizer, jets))
-    explorer = TokenExplorer(tokenizer, few)
+    explorer = TokenExplorer(tokenizer, jets)
     explorer.work.wait()  # all jets count in the details
     seen, scatter = np.flatnonzero(explorer.use.count), explorer.scatters[0]
     timed("TokenExplorer, hover", lambda: setattr(scatter, "hover", int(rng.choice(seen))))
     three = SHIPPED["backbone"], tokenizer, few
     playground = timed("Playground, first picture", lambda: GenerationPlayground(*three))
-    timed("Playground, step", lambda: (playground.growing.add(2), playground.grow("draw")))
-    playground.growing.codes, playground.growing.finished = [1] * 110, False
-    timed("Playground, late picture", playground.show)
+    timed("Playground, step", playground.step)
+    growing = playground.sides[0].growing
+    growing.codes, growing.finished = [1] * 110, False
+    timed("Playground, late picture", lambda: playground.settle(110))
+    gallery = timed("Gallery, first picture", lambda: JetGallery(jets))
+    timed("Gallery, next page", lambda: gallery.turn(1))
     late = figures["Playground, late picture [ms]"] / figures["Playground, step [ms]"]
     return table("widgets", figures | {"ratio, picture at 110 constituents / step": late})
 

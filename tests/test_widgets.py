@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from omnijet import panels, widgets
+from omnijet import panels, playground as growth, widgets
 from omnijet.data import CLASSES, FEATURES, sample_folder, sample_jets, write_tokens
 from omnijet.files import OmnijetError
 from omnijet.gpt import GenerativeModel
@@ -177,14 +177,14 @@ def test_no_jets(widget, jets):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "top_k": 5}, {"temperature": 0}])
 def test_step_by_step_is_generate(model, grid, options):
-    growing = panels.Growing(model, grid, seed=4, number=2, jet_class="TTBar", **options)
+    growing = growth.Growing(model, grid, seed=4, number=2, jet_class="TTBar", **options)
     while not growing.finished:
         growing.draw()
     assert growing.codes == model.generate(1, seed=4, first=2, jet_class="TTBar", progress=False, **options)[0].to_list()
 
 
 def test_expected_probabilities(model, grid):
-    growing = panels.Growing(model, grid, jet_class="HToBB", temperature=0.7)
+    growing = growth.Growing(model, grid, jet_class="HToBB", temperature=0.7)
     tokens, p = growing.expected(10_000)
     assert np.isclose(p.sum(), 1) and 0 not in tokens and model.vocabulary.stop not in tokens      # an empty jet cannot stop
     growing.options = replace(growing.options, top_k=3)
@@ -194,7 +194,7 @@ def test_expected_probabilities(model, grid):
 
 
 def test_by_hand_undo_and_the_longest_jet(model, grid):
-    growing = panels.Growing(model, grid, jet_class="HToBB")
+    growing = growth.Growing(model, grid, jet_class="HToBB")
     growing.add(model.vocabulary.stop)
     assert not growing.finished and growing.codes == []
     for _ in range(130):
@@ -210,7 +210,7 @@ def test_by_hand_undo_and_the_longest_jet(model, grid):
 
 def test_places_are_the_decoded_jets(model, conditional):
     small = GenerativeModel(64, width=16, blocks=1, heads=2)
-    growing = panels.Growing(small, conditional)
+    growing = growth.Growing(small, conditional)
     growing.codes = [3, 9, 9]
     expected = [[conditional.decode([[3, 9, 9, c]])[0, -1][f] for f in FEATURES] for c in (0, 63)]
     assert np.allclose(growing.places([1, 64]), expected, rtol=1e-4)
@@ -218,12 +218,13 @@ def test_places_are_the_decoded_jets(model, conditional):
 
 def test_playground_generates_in_the_background_and_stops(model, grid, jets):
     playground = widgets.GenerationPlayground(model, grid, jets)
+    side = playground.sides[0]
     playground.jet_class.value = "TTBar"
     playground.number.value = 50
     playground.generate()
     playground.work.wait()
     made = grid.decode(model.generate(50, seed=1, jet_class="TTBar", progress=False))
-    assert np.allclose(playground.made["count"], ak.num(made.pt)) and playground.histograms[0].panel["title"] == "50 generated jets"
+    assert np.allclose(side.made["count"], ak.num(made.pt)) and playground.histograms[0].panel["title"] == "50 generated jets"
     table, real = playground.made_table(), grid.decode(grid.encode(jets))[jets.label == CLASSES.index("TTBar")]
     assert np.array_equal(table["count"], np.concatenate([ak.num(real.pt), ak.num(made.pt)])) and table["generated"].sum() == 50
     playground.number.value = 1_000_000
@@ -232,25 +233,316 @@ def test_playground_generates_in_the_background_and_stops(model, grid, jets):
     playground.work.wait()
     assert playground.work.text.value.endswith("stopped") and playground.work.button.disabled
     done = int(playground.work.text.value.split(" ")[0])
-    assert done % 20 == 0 and len(playground.made["mass"]) == done and playground.histograms[0].panel["title"] == f"{done} generated jets"
+    assert done % 20 == 0 and len(side.made["mass"]) == done and playground.histograms[0].panel["title"] == f"{done} generated jets"
 
 
 def test_next_tokens_are_saved_with_their_places(model, grid, jets):
     playground = widgets.GenerationPlayground(model, grid, jets)
-    playground.grow("draw")
-    table = playground.next_table()
-    drawn = playground.bars.panel["layers"][0]
+    side = playground.sides[0]
+    playground.step()
+    everything = side.table()
+    table = {name: values[everything["part"] == "next"] for name, values in everything.items()}
+    drawn = side.bars.panel["layers"][0]
     assert np.array_equal(table["probability"], drawn["value"]) and len(table["code"]) == 20
     assert np.array_equal(np.where(table["code"] < 0, model.vocabulary.stop, table["code"] + 1), drawn["ids"])
-    places = playground.growing.places(table["code"][table["code"] >= 0] + 1)
+    places = side.growing.places(table["code"][table["code"] >= 0] + 1)
     assert np.array_equal(np.stack([table[f] for f in FEATURES], 1)[table["code"] >= 0], places)
-    playground.grow("draw", True)
-    assert len(playground.next_table()["code"]) == 0
+    playground.finish()
+    playground.keep.value = playground.keep.max
+    table = side.table()
+    assert set(table["part"]) == {"kept"} and table["code"].tolist() == side.growing.codes and np.isnan(table["probability"]).all()
+
+
+def rings(panel):
+    "What the plane shows as alternatives: tokens and the texts of their probabilities."
+    layer = next(layer for layer in panel["layers"] if layer["name"] == "next")
+    return layer["ids"], layer["text"], panel["tips"][-len(layer["ids"]):]
+
+
+def test_alternatives_of_a_step_lie_in_the_plane_with_their_probabilities(model, grid, jets):
+    playground = widgets.GenerationPlayground(model, grid, jets)
+    side = playground.sides[0]
+    playground.finish()
+    whole = list(side.growing.codes)
+    assert playground.keep.value == 0 and len(whole) > 3                             # nothing was kept
+    playground.keep.value = 2
+    before = growth.Growing(model, grid, codes=whole[:2], **playground.options(side))
+    tokens, p = before.expected()
+    ids, texts, tips = rings(side.plane.panel)
+    assert np.array_equal(ids, tokens[tokens != model.vocabulary.stop]) and side.growing.codes == whole
+    assert texts[0] == f"{100 * p[0]:.0f} %" * int(p[0] >= 0.01) and f"{100 * p[0]:.2g} %" in tips[0]
+    assert side.bars.selected == [whole[2] + 1]                                      # what had been drawn at this step
+    kept, after = side.plane.panel["layers"][:2]
+    assert len(kept["x"]) == 2 and len(after["x"]) == len(whole) - 2 and kept["fill"] > after["fill"]
+    other = int(next(t for t in tokens if t not in (whole[2] + 1, model.vocabulary.stop)))
+    playground.click(side, other)
+    assert side.growing.codes == [*whole[:2], other - 1] and playground.keep.value == 3
+    playground.click(side, model.vocabulary.size + 1)                                # a constituent: back to it
+    assert playground.keep.value == 1 and len(side.growing.codes) == 3
+
+
+def test_the_model_finishes_what_is_kept(model, grid, jets):
+    playground = widgets.GenerationPlayground(model, grid, jets)
+    side = playground.sides[0]
+    playground.step()
+    playground.step()
+    playground.finish()
+    first = side.growing.codes
+    assert first == model.generate(1, seed=1, jet_class=CLASSES[0], progress=False)[0].to_list()
+    playground.finish()
+    assert side.growing.codes == first                                               # the same random numbers
+    playground.again()
+    again = side.growing.codes
+    assert again[:2] == first[:2] and again != first and playground.keep.value == 2
+    playground.undo()
+    assert side.growing.codes == first[:2]
+    playground.undo()
+    assert side.growing.codes == first[:1] and playground.keep.value == 1
+    playground.take()
+    assert side.growing.codes == grid.encode(jets[:1])[0].to_list() and playground.keep.value == min(5, len(side.growing.codes))
+
+
+@pytest.mark.parametrize("position, pt", [(0, 300.0), (2, 400.0), (2, 1.0)])
+def test_a_constituent_with_another_pt_stands_by_falling_pt(position, pt, conditional, model):
+    for tokenizer in (BinnedTokenizer((30, 6, 6)), conditional):
+        small = GenerativeModel(tokenizer.codebook_size, width=16, blocks=1, heads=2)
+        growing = growth.Growing(small, tokenizer, codes=[tokenizer.codebook_size - k for k in (3, 40, 41, 50)])
+        before, codes = growing.constituents()[0].to_list(), growing.codes
+        growing.change_pt(position, pt)
+        after = growing.constituents()[0].to_list()
+        others = codes[:position]
+        at = next(i for i in range(position + 1) if growing.codes[:i] + growing.codes[i + 1:] == others)
+        assert len(after) == position + 1 and not growing.finished
+        assert at == sum(c["pt"] >= pt for c in before[:position])
+        if isinstance(tokenizer, BinnedTokenizer):
+            assert abs(np.log(after[at]["pt"] / pt)) < 0.5 and np.isclose(after[at]["eta_rel"], before[position]["eta_rel"])
+
+
+def test_what_if_finishes_and_tells_what_came_of_it(model, grid, jets):
+    playground = widgets.GenerationPlayground(model, grid, jets)
+    playground.what_if()
+    assert "no constituent yet" in playground.told.value
+    playground.finish()
+    playground.keep.value, playground.pt.value = 1, 100
+    playground.what_if()
+    assert "asked for 100 GeV" in playground.told.value and playground.keep.value == 2 and playground.sides[0].growing.finished
+    pts = playground.sides[0].growing.constituents().pt[0, :2]
+    assert f"the nearest code has {min(pts, key=lambda x: abs(np.log(x / 100))):.1f} GeV" in playground.told.value
+
+
+def test_two_models_share_what_is_kept(model, grid, conditional, jets):
+    torch.manual_seed(3)
+    second = GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2)
+    playground = widgets.GenerationPlayground(model, grid, jets, other=second)
+    one, two = playground.sides
+    playground.step()
+    playground.step()
+    assert one.growing.codes == two.growing.codes and len(one.growing.codes) == 2
+    assert not np.allclose(one.expected[1], two.expected[1])
+    playground.finish()
+    assert one.growing.codes[:2] == two.growing.codes[:2] and one.growing.codes != two.growing.codes
+    assert two.growing.codes == growth.Growing(second, grid, codes=two.growing.codes, seed=1).codes
+    playground.number.value = 30
+    playground.generate()
+    playground.work.wait()
+    assert np.bincount(playground.made_table()["generated"])[1:].tolist() == [30, 30]
+    assert [layer["name"] for layer in playground.histograms[0].panel["layers"]] == ["real", "model 1", "model 2"]
+    third = GenerativeModel(64, width=16, blocks=1, heads=2)                         # of another tokenizer
+    playground = widgets.GenerationPlayground(model, grid, jets, other=third, other_tokenizer=conditional)
+    one, two = playground.sides
+    playground.step()
+    assert two.growing.codes == conditional.encode(one.growing.constituents())[0].to_list()
+    with pytest.raises(OmnijetError, match="216 codes, the model 64"):
+        widgets.GenerationPlayground(model, grid, jets, other=third)
 
 
 def test_model_and_tokenizer_that_do_not_belong_together(model, conditional, jets):
     with pytest.raises(OmnijetError, match="64 codes, the model 216"):
         widgets.GenerationPlayground(model, conditional, jets)
+
+
+# the gallery
+
+def sorted_gallery(jets, by, **models):
+    view = widgets.JetGallery(jets, **{"tokenizer": None, "model": None, "tagger": None, **models})
+    view.by.value = by
+    view.work.wait()
+    return view
+
+
+@pytest.mark.parametrize("by", ["mass", "pt", "n_constituents", "tau21", "tau32", "d2"])
+def test_gallery_sorts_by_observables(by, jets):
+    from omnijet.observables import observables
+
+    view, values = sorted_gallery(jets, by), observables(jets, [by])[by]
+    order = np.argsort(-values, kind="stable")
+    assert view.shown.tolist() == order[:12].tolist() and view.small[0].panel["id"] == order[0]
+    view.turn(1)
+    assert view.shown.tolist() == order[12:24].tolist()
+    view.turn(-2)
+    assert view.shown.tolist() == order[192:].tolist() and view.small[8].layout.display == "none"      # 8 of 200 are left on the last page
+    view.ends.value = 1
+    assert view.shown.tolist() == np.argsort(values, kind="stable")[:12].tolist()
+    view.classes.value = CLASSES.index("TTBar")
+    assert set(np.asarray(jets.label)[view.shown]) == {CLASSES.index("TTBar")} and "1 to 12 of 20 jets" in view.title.value
+
+
+def test_gallery_sorts_by_what_models_say(jets, grid, model):
+    import torch.nn.functional as F
+
+    torch.manual_seed(1)
+    tagger = JetClassifier.from_generative(GenerativeModel(216, width=16, blocks=1, heads=2))
+    models = {"tokenizer": grid, "model": model, "tagger": tagger}
+    view, codes = sorted_gallery(jets, "surprise", **models), grid.encode(jets)
+    i = int(view.shown[0])
+    by_hand, v = [], model.vocabulary
+    with torch.no_grad():                                                             # token by token, without `surprise`
+        for n, token in enumerate([*(codes[i] + 1), v.stop]):
+            read = torch.cat([v.prefix(1, int(jets.label[i])), torch.tensor([codes[i, :n].to_list()], dtype=torch.long) + 1], 1)
+            by_hand.append(F.cross_entropy(model.head(model.backbone(read))[0, -1], torch.tensor(token)).item())
+    assert np.isclose(view.values["surprise"][i], sum(by_hand), rtol=1e-3)
+    view.choose(i)
+    assert np.allclose(view.surprise, by_hand, rtol=1e-2, atol=1e-3) and np.allclose(view.jet_table()["surprise"], view.surprise[:-1])
+    assert np.array_equal(view.bars.panel["layers"][0]["value"], view.surprise) and len(view.jet.panel["layers"][0]["ids"]) == len(codes[i])
+    assert view.values["surprise"][i] == np.nanmax(view.values["surprise"])
+    view = sorted_gallery(jets, "score", **models)
+    assert np.allclose(view.values["score"], tagger.predict(codes)[:, 1], atol=1e-5) and view.shown[0] == view.values["score"].argmax()
+
+
+def test_gallery_offers_what_it_can_sort_by_and_tells_what_is_missing(jets, grid, tmp_path):
+    assert {key for _, key in widgets.JetGallery(jets, None).by.options} == {"mass", "pt", "n_constituents", "tau21", "tau32", "d2"}
+    assert "score" not in {key for _, key in widgets.JetGallery(jets, grid, "omnijet/backbone", None).by.options}
+    view = sorted_gallery(jets, "surprise", tokenizer=grid, model=tmp_path / "none")
+    assert view.work.text.value.startswith("OmnijetError: ") and "none" in view.work.text.value and "none" in view.title.value
+    view.by.value = "mass"
+    assert "1 to 12 of 200 jets" in view.title.value
+    bare = widgets.JetGallery(jets.constituents[:3], None)
+    assert bare.shown.tolist() == np.argsort(-bare.values["mass"]).tolist() and "jet" in bare.small[0].panel["title"]
+
+
+def test_gallery_that_is_stopped_sorts_what_is_done(grid, model):
+    view = widgets.JetGallery(sample_jets(max_jets=100), grid, model, None)
+    steps = view.computing("tau21")
+    view.values["tau21"] = np.full(1000, np.nan)
+    assert next(steps) == 200 and next(steps) == 400
+    view.by.value = "tau21"                                                            # goes on in the background
+    view.work.stop()
+    view.work.wait()
+    done = np.isfinite(view.values["tau21"]).sum()
+    assert 400 < done <= 1000 and view.shown[0] == np.nanargmax(view.values["tau21"]) and f"of {done:,} jets" in view.title.value
+
+
+# codebook, plane and jet
+
+def test_codebook_plane_and_jet_are_one_selection(grid, jets):
+    explorer = widgets.TokenExplorer(grid, jets)
+    explorer.work.wait()
+    jet, one = explorer.jet.panel["layers"][0], explorer.scatters[0]
+    i = explorer.jet_at
+    assert np.array_equal(jet["ids"], np.asarray(grid.encode(explorer.use.jets[i:i + 1])[0]))         # the scatters' ids: codes
+    rare = min(set(jet["ids"].tolist()), key=lambda code: explorer.use.count[code])
+    one.hover = rare                                                                  # as the browser does when one points at it in the jet
+    assert f"<h4>code {rare}</h4>" in explorer.title.value and explorer.jet_at == i   # the jet stays where it is
+    elsewhere = next(c for c in np.argsort(-explorer.use.count) if c not in jet["ids"])
+    one.hover = int(elsewhere)
+    assert explorer.jet_at != i and elsewhere in explorer.jet.panel["layers"][0]["ids"]
+    one.hover, one.selected = -1, [int(c) for c in jet["ids"][:3]]
+    context = explorer.cloud.panel["layers"][0]
+    explorer.show_jet(int(context["ids"][-1]))                                        # a click among the contexts
+    assert explorer.jet_at == context["ids"][-1] and f"jet {np.searchsorted(explorer.having, explorer.jet_at) + 1:,} of " in explorer.jet_title.value
+    explorer.turn(1)
+    assert explorer.having[np.searchsorted(explorer.having, context["ids"][-1]) + 1 - len(explorer.having)] == explorer.jet_at
+
+
+def test_mass_of_selected_constituents(jets, conditional):
+    from omnijet.observables import jet_mass
+
+    browser = widgets.JetBrowser(jets, conditional)
+    browser.canvas.selected = [3, 0, 1]
+    again = conditional.decode(conditional.encode(jets[:1]))
+    for shown in (jets.constituents[:1], again):
+        assert f"mass {jet_mass(shown[:, [0, 1, 3]])[0]:.1f} GeV" in browser.chosen_text.value
+    assert browser.rows.value.count("<tr class=here>") == 3 and browser.tokens.value.count("class=here") == 3
+    browser.move(1)
+    assert browser.chosen_text.value == "" and browser.canvas.selected == []
+
+
+# a cell of code that makes it again
+
+def run_cell(code, **names):
+    "What a cell shows: the value of its last line; and its names."
+    import ast
+
+    *before, last = ast.parse(code).body
+    names = dict(names)
+    exec(compile(ast.Module(before, []), "cell", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names), names
+
+
+def same_picture(cell_and_names, *canvases):
+    "A cell draws what the canvases show: the same pixels."
+    def pixels(figure):
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=40)
+        return file.getvalue()
+    return pixels(cell_and_names[0]) == pixels(panels.picture(*(canvas.panel for canvas in canvases)))
+
+
+def test_cells_of_the_browser_and_the_explorer(jets, conditional, grid):
+    browser = widgets.JetBrowser(jets, conditional)
+    browser.move(7)
+    assert same_picture(run_cell(browser.code(), jets=jets, tokenizer=conditional), browser.canvas)
+    browser.canvas.selected = [0, 2]
+    assert len(run_cell(browser.code(), jets=jets, tokenizer=conditional)[1]["selected"][0]) == 2
+    assert same_picture(run_cell(widgets.JetBrowser().code()), widgets.JetBrowser().canvas)
+    explorer = widgets.TokenExplorer(grid, jets)
+    explorer.work.wait()
+    explorer.by.value, explorer.pt.index = "jet type", (3, 9)
+    assert same_picture(run_cell(explorer.code(), tokenizer=grid, jets=jets), *explorer.scatters)
+    two, rare = np.argsort(-explorer.use.count)[:2].tolist(), int(np.flatnonzero(explorer.use.count == 1)[0])
+    for codes in (two, [rare]):
+        explorer.scatters[0].selected = codes
+        made = run_cell(explorer.detail_code(), tokenizer=grid, jets=jets)
+        assert np.array_equal(made[1]["constituents"][:, 0], explorer.detail_table()["pt"][:explorer.use.count[codes].sum()])
+        assert same_picture(made, explorer.bars, explorer.cloud, explorer.jet)
+
+
+def test_cells_of_the_playground(jets, model, grid):
+    playground = widgets.GenerationPlayground(model, grid, jets)
+    side = playground.sides[0]
+    playground.jet_class.value, playground.temperature.value = "TTBar", 0.8
+    playground.step()
+    playground.finish()
+    made = run_cell(playground.code(side), model=model, tokenizer=grid)
+    assert made[1]["growing"].codes == side.growing.codes and same_picture(made, side.bars, side.plane)
+    playground.number.value = 40
+    playground.generate()
+    playground.work.wait()
+    assert same_picture(run_cell(playground.made_code(), model=model, tokenizer=grid, jets=jets), *playground.histograms)
+
+
+def test_cells_of_the_gallery(jets, model, grid):
+    view = sorted_gallery(jets, "surprise", tokenizer=grid, model=model)
+    made = run_cell(view.code(), jets=jets, tokenizer=grid, model=model)[1]
+    assert made["numbers"] == view.shown.tolist() and np.allclose(made["values"], view.values["surprise"][view.shown], rtol=1e-4)
+    view.small[0].selected = [5, 100]
+    view.by.value = "mass"
+    made = run_cell(view.code(), jets=jets)[1]
+    assert made["numbers"] == [5, 100] == view.table()["jet"].tolist() and np.allclose(made["values"], view.values["mass"][[5, 100]])
+
+
+def test_a_cell_loads_by_name_what_was_given_by_name(tmp_path, jets, model, grid, monkeypatch):
+    import __main__
+
+    model.save_pretrained(tmp_path / "model")
+    grid.save_pretrained(tmp_path / "grid")
+    playground = widgets.GenerationPlayground(tmp_path / "model", str(tmp_path / "grid"), jets)
+    monkeypatch.setattr(__main__, "my_jets", jets, raising=False)
+    playground.finish()
+    code = playground.code(playground.sides[0])
+    assert f"model = GenerativeModel.from_pretrained('{tmp_path}/model')" in code
+    assert run_cell(code)[1]["growing"].codes == playground.sides[0].growing.codes
+    assert "jets = my_jets" in widgets.JetBrowser(jets).code()
 
 
 # transfer
@@ -275,6 +567,8 @@ def test_scores_behind_a_point(tmp_path, model, grid, jets):
     assert explorer.distribution.panel["title"] == "fine-tuned, 100 jets, seed 2" and names == ["q/g", "t → bqq′"]
     assert explorer.shown[0] is scores and np.allclose(scores[target == 1].mean(), classifier.predict(grid.encode(chosen))[chosen.label == 8, 1].mean())
     assert explorer.table()["seed"] == [1, 2]
+    made, names = run_cell(explorer.code())
+    assert len(made.axes) == 2 and np.allclose(np.sort(names["classifier"].predict(grid.encode(chosen))[:, 1]), np.sort(scores), atol=1e-5)
     explorer.strategies.value = ()
     assert not explorer.found and explorer.table()["seed"] == []
 
@@ -339,7 +633,7 @@ def test_what_is_no_jet(odd, headless, grid, model, monkeypatch):
         assert one_line(error)
 
 
-@pytest.mark.parametrize("label", [[12], [np.nan], ["top"], [None], [-1, 3, 3]])
+@pytest.mark.parametrize("label", [[12], [np.nan], ["top"], [None], [-2, 3, 3]])
 def test_labels_that_are_no_class(label, jets):
     with pytest.raises(OmnijetError, match="no jet class"):
         widgets.JetBrowser(ak.with_field(jets[:len(label)], ak.Array(label), "label"))
@@ -360,16 +654,16 @@ def test_models_of_another_kind(tmp_path, model, grid, jets):
 @pytest.mark.parametrize("options", [{"jet_class": "top"}, {"jet_class": None}, {"number": -1}, {"number": 1.5}, {"number": "three"}])
 def test_options_of_a_growing_jet_that_cannot_be(options, model, grid):
     with pytest.raises(OmnijetError) as error:
-        panels.Growing(model, grid, **{"jet_class": "TTBar", **options})
+        growth.Growing(model, grid, **{"jet_class": "TTBar", **options})
     assert one_line(error)
 
 
 def test_numbers_of_a_growing_jet_in_other_types(model, grid, jets):
-    growing = panels.Growing(model, grid, number="2", seed=np.int64(4), jet_class=np.int64(8), top_k=np.int32(5), temperature=np.float32(0.5))
+    growing = growth.Growing(model, grid, number="2", seed=np.int64(4), jet_class=np.int64(8), top_k=np.int32(5), temperature=np.float32(0.5))
     growing.draw(everything=True)
     assert growing.codes == model.generate(1, seed=4, first=2, jet_class="TTBar", top_k=5, temperature=0.5, progress=False)[0].to_list()
     assert len(growing.expected("3")[0]) == 3
-    growing = panels.Growing(model, grid, jet_class="TTBar", max_constituents=3)
+    growing = growth.Growing(model, grid, jet_class="TTBar", max_constituents=3)
     growing.draw(everything=True)
     assert len(growing.codes) <= 3 and growing.finished
     for token in (0, -3, 300, 1.5, "stop"):
@@ -461,7 +755,7 @@ def test_without_argument_the_shipped_models_are_shown(tmp_path, monkeypatch):
     explorer.work.wait()
     assert explorer.use.size == 512 and len(explorer.use.jets) == 10_000
     playground = widgets.GenerationPlayground()
-    assert playground.growing.tokenizer.codebook_size == 8192 and set(playground.jets.label) == {0, 8}      # the paper's two classes
+    assert playground.sides[0].tokenizer.codebook_size == 8192 and set(playground.jets.label) == {0, 8}      # the paper's two classes
 
 
 # bare constituents

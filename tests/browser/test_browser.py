@@ -219,7 +219,8 @@ def test_one_button_saves_the_picture_and_its_data(chapter, kind, begins):
 
 
 @pytest.mark.parametrize("source, names", [("JetBrowser(jets)", ["jet"]), ("TokenExplorer(grid, jets)", ["codes", "code"]),
-                                           ("GenerationPlayground(small, grid, jets)", ["next_token", "growing_jet", "generated"]),
+                                           ("GenerationPlayground(small, grid, jets)", ["growing_jet", "generated"]),
+                                           ("JetGallery(jets, grid, untrained, tagger=None)", ["gallery", "tokens"]),
                                            ("TransferExplorer(made_up)", ["transfer", "scores"])])
 def test_all_pictures_can_be_saved_with_their_data(chapter, source, names):
     cell = chapter.widget(source)
@@ -283,7 +284,7 @@ def test_a_jet_grows_and_generating_changes_the_histogram(chapter):
     cell, page = chapter.widget("GenerationPlayground(small, grid, jets)"), chapter.page
     title, bars = cell.locator("h4").first, cell.locator(".omnijet-canvas").nth(0)
     says(title, r"jet 0 · 0 constituents")
-    assert cell.locator("select").evaluate("menu => menu.selectedOptions[0]?.text") == "as\xa0trained"
+    assert cell.locator("select").first.evaluate("menu => menu.selectedOptions[0]?.text") == "as\xa0trained"
     cell.get_by_role("button", name="Step").click()
     says(title, r"1 constituents")
     cell.get_by_role("button", name="Step").click()
@@ -321,6 +322,206 @@ def test_a_jet_grows_and_generating_changes_the_histogram(chapter):
     chapter.shot("06_generation", cell)
 
 
+def field(cell, name):
+    "A field for numbers by the text before it."
+    return cell.get_by_label(name, exact=True)
+
+
+def fill(box, value):
+    box.fill(str(value))
+    box.press("Enter")
+
+
+def test_alternatives_of_an_earlier_step_and_what_the_model_makes_of_them(chapter):
+    cell, page = chapter.widget("GenerationPlayground(small, grid, jets)"), chapter.page
+    title, plane, bars = cell.locator("h4").first, cell.locator(".omnijet-canvas").nth(1), cell.locator(".omnijet-canvas").nth(0)
+    cell.get_by_role("button", name="New jet").click()
+    says(title, r"· 0 constituents ·")
+    for n in (1, 2, 3):
+        cell.get_by_role("button", name="Step").click()
+        says(title, rf"· {n} constituents ·")
+    cell.get_by_role("button", name="Finish").click()
+    says(title, r"stopped|· 128 constituents")
+    before = pixels(plane)
+    fill(field(cell, "keep the first"), 2)                                           # back to the third step
+    changes(plane, before)
+    says(cell.locator(".tokens .later").first, r"^\d+$")
+    said, x, y = point_at_a_mark(page, plane, 5)
+    chapter.shot("06_generation_alternatives", cell)
+    for _ in range(40):                                                              # until it is an alternative, not a constituent of the jet
+        if re.fullmatch(r"code \d+: p_T = [\d.]+ GeV, [\d.e-]+ %", said):
+            break
+        x, y = x + 4, y + (4 if x > plane.bounding_box()["x"] + 300 else 0)
+        page.mouse.move(x, y)
+        said = plane.locator(".omnijet-tip").inner_text()
+    else:
+        said, x, y = point_at_a_mark(page, bars)
+    page.mouse.click(x, y)
+    says(title, r"· 3 constituents ·")
+    sequence = cell.locator(".tokens").first.inner_text()
+    cell.get_by_role("button", name="Finish").click()
+    says(title, r"stopped|· 128 constituents")
+    assert cell.locator(".tokens").first.inner_text().startswith(sequence)           # what was kept is kept
+    first = cell.locator(".tokens").first.inner_text()
+    cell.get_by_role("button", name="Again").click()
+    says(title, r"jet 2 ·")
+    assert cell.locator(".tokens").first.inner_text().startswith(sequence) and cell.locator(".tokens").first.inner_text() != first
+
+
+def test_what_if_this_one_had_100_gev(chapter):
+    cell = chapter.widget("GenerationPlayground(small, grid, jets)")
+    cell.get_by_role("button", name="Real jet").click()
+    says(cell.locator("h4").first, "stopped")
+    fill(field(cell, "keep the first"), 1)
+    fill(field(cell, "pT [GeV]"), 100)
+    cell.get_by_role("button", name="What if").click()
+    says(cell, r"constituent 1 had [\d.]+ GeV; asked for 100 GeV, the nearest code has [\d.]+ GeV")
+    chapter.shot("06_generation_what_if", cell)
+
+
+def test_two_models_side_by_side(chapter):
+    cell = chapter.widget("GenerationPlayground(small, grid, jets, other=untrained)")
+    titles = [cell.locator("h4").nth(i) for i in (0, 1)]
+    for n in (1, 2, 3):
+        cell.get_by_role("button", name="Step").click()
+        for title in titles:
+            says(title, rf"model \d: .*· {n} constituents ·")
+    kept = [cell.locator(".tokens").nth(i).inner_text() for i in (0, 1)]
+    assert kept[0] == kept[1] and pixels(cell.locator(".omnijet-canvas").nth(0)) != pixels(cell.locator(".omnijet-canvas").nth(2))
+    cell.get_by_role("button", name="Finish").click()
+    for title in titles:
+        says(title, r"stopped|· 128 constituents")
+    jets = [cell.locator(".tokens").nth(i).inner_text() for i in (0, 1)]
+    assert jets[0] != jets[1] and all(jet.startswith(kept[0]) for jet in jets)
+    fill(cell.locator("input[type=number]").last, 40)
+    cell.get_by_role("button", name="Generate").click()
+    says(cell, r"40 of 40 jets")
+    boxes = [cell.locator(".omnijet-canvas").nth(i).bounding_box() for i in (0, 1, 2, 3)]
+    assert len({round(box["y"]) for box in boxes}) == 1                              # all in one row at 1400 pixels
+    chapter.shot("06_generation_two_models", cell)
+
+
+def test_gallery_sorts_turns_pages_and_shows_a_jet(chapter):
+    cell, page = chapter.widget("JetGallery(jets, grid, untrained, tagger=None)"), chapter.page
+    title, about, first = cell.locator("h4").first, cell.locator("h4").nth(1), cell.locator(".omnijet-canvas").first
+    says(title, "jet mass .GeV., highest first")
+    cell.locator("select").first.select_option(label="−ln p")
+    says(cell, r"2,000 of 2,000 jets", 3 * MINUTE)
+    says(title, "−ln p, highest first")
+    highest = first.get_attribute("aria-label")
+    cell.get_by_role("button", name="lowest").click()
+    says(title, "−ln p, lowest first")
+    page.wait_for_function("([c, before]) => c.getAttribute('aria-label') !== before", arg=[first.element_handle(), highest])
+    value = [float(re.search(r": ([\d.e+]+)", label)[1]) for label in (highest, first.get_attribute("aria-label"))]
+    assert value[0] > value[1]
+    cell.get_by_role("button", name="Next").click()
+    says(cell, "13 to 24 of 2,000 jets")
+    cell.locator(".omnijet-canvas").nth(1).click()
+    number = re.search(r"jet (\d+): ([\d.]+)", cell.locator(".omnijet-canvas").nth(1).get_attribute("aria-label"))
+    says(about, rf"jet {number[1]} ·.*−ln p {float(number[2]):.1f}")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")                                                     # the next picture, by keys
+    number = re.search(r"jet (\d+):", cell.locator(".omnijet-canvas").nth(2).get_attribute("aria-label"))
+    says(about, rf"jet {number[1]} ·")
+    page.keyboard.press("ArrowRight")
+    says(cell, "25 to 36 of 2,000 jets")
+    said, x, y = point_at_a_mark(page, cell.locator(".omnijet-canvas").nth(12))
+    assert re.search(r"−ln p = [\d.]+$", said)
+    chapter.shot("06_gallery", cell)
+
+
+def test_codebook_plane_and_jet_are_linked(chapter):
+    cell, page = chapter.widget("TokenExplorer(grid, jets)"), chapter.page
+    title, jet = cell.locator(".omnijet-html", has=page.locator("h4")).first, cell.locator(".omnijet-canvas").nth(5)
+    codebook, plane = cell.locator(".omnijet-canvas canvas:nth-child(2)").nth(0), cell.locator(".omnijet-canvas canvas:nth-child(2)").nth(1)
+    rings = [canvas.evaluate("c => c.toDataURL()") for canvas in (codebook, plane)]
+    said, x, y = point_at_a_mark(page, jet, 5)
+    code = re.fullmatch(r"\d+: p_T = [\d.]+ GeV, code (\d+)", said)[1]
+    says(title, rf"code {code}\s")                                                  # the jet leads to the codebook and the plane
+    for canvas, before in zip((codebook, plane), rings):
+        page.wait_for_function("([c, before]) => c.toDataURL() !== before", arg=[canvas.element_handle(), before])
+    box = jet.bounding_box()                                                         # a lasso in the jet
+    page.mouse.move(box["x"] + 60, box["y"] + 40)
+    page.mouse.down()
+    for dx, dy in ((box["width"] - 20, 40), (box["width"] - 20, box["height"] - 60), (60, box["height"] - 60), (60, 50)):
+        page.mouse.move(box["x"] + dx, box["y"] + dy, steps=5)
+    page.mouse.up()
+    says(title, r"\d+ codes: ")
+    chapter.shot("06_token_explorer_linked", cell)
+    which = cell.get_by_text(re.compile(r"jet [\d,]+ of [\d,]+ with it")).last
+    before = which.inner_text()
+    said, x, y = point_at_a_mark(page, cell.locator(".omnijet-canvas").nth(4), 5)     # contexts
+    page.mouse.click(x, y)
+    says(which, r"^(?!" + re.escape(before) + ")")
+
+
+def test_marks_are_reached_and_chosen_by_keys(chapter):
+    cell, page = chapter.widget("TokenExplorer(grid, jets)"), chapter.page
+    title, scatter = cell.locator(".omnijet-html", has=page.locator("h4")).first, cell.locator(".omnijet-canvas").nth(1)
+    fill(cell.locator("input[type=number]").first, 290)
+    says(title, r"code 290\s")
+    scatter.focus()
+    page.keyboard.press("ArrowRight")                                                # begins at what is selected
+    spoken = scatter.get_by_role("status")
+    says(spoken, "^code 290$")
+    page.keyboard.press("ArrowRight")
+    says(spoken, r"^code (?!290)\d+$")
+    code = spoken.inner_text().removeprefix("code ")
+    says(title, rf"code {code}\s")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Space")
+    says(title, r"code")
+    says(spoken, "^2 chosen$")
+    page.keyboard.press("Escape")
+    says(title, rf"2 codes: {code}, \d+")
+    before = pixels(scatter)
+    page.keyboard.press("+")
+    changes(scatter, before)
+    page.keyboard.press("0")
+    page.wait_for_function("([c, before]) => c.toDataURL() === before", arg=[scatter.locator("canvas").first.element_handle(), before])
+
+
+def test_everything_has_a_name_for_a_screen_reader(chapter):
+    for source in ("JetBrowser(jets)", "JetGallery(jets, grid, untrained, tagger=None)", "TokenExplorer(grid, jets)", "GenerationPlayground(small, grid, jets)", "TransferExplorer(made_up)"):
+        cell = chapter.widget(source)
+        tree = cell.locator(".jp-OutputArea-output").first.aria_snapshot()
+        nameless = [line for line in tree.splitlines() if re.match(r"\s*- (button|slider|textbox|spinbutton|combobox|listbox|application|img)(?! \")", line)]
+        assert not nameless, f"{source}: {nameless}"
+        for canvas in cell.locator(".omnijet-canvas").all():
+            if canvas.is_visible():
+                assert canvas.get_attribute("tabindex") == "0" and "zoom" in canvas.get_attribute("aria-description")
+
+
+def run_below(chapter, code):
+    "Run a cell of code at the end of the notebook; its locator."
+    chapter.page.evaluate("""code => { const book = window.jupyterapp.shell.currentWidget.content; book.deselectAll(); book.activeCellIndex = book.widgets.length - 1; }""", code)
+    chapter.command("notebook:insert-cell-below")
+    chapter.page.evaluate("""code => window.jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel.setSource(code)""", code)
+    chapter.command("notebook:run-cell")
+    chapter.idle()
+    assert not chapter.failures()
+    return chapter.widget(code.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("source, which", [("JetBrowser(jets)", [0]), ("TokenExplorer(grid, jets)", [0, 1]), ("GenerationPlayground(small, grid, jets)", [0, 1]),
+                                           ("JetGallery(jets, grid, untrained, tagger=None)", [0]), ("TransferExplorer(made_up)", [0])])
+def test_code_makes_what_is_shown_again(chapter, source, which):
+    from PIL import Image
+
+    chapter.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for i in which:
+        cell = chapter.widget(source)
+        cell.get_by_role("button", name="Code").nth(i).click()
+        says(cell.locator("pre").nth(i), "picture", MINUTE)
+        code = cell.locator("pre").nth(i).inner_text()
+        chapter.page.wait_for_function("code => navigator.clipboard.readText().then(text => text.trim() === code.trim())", arg=code)
+        made = run_below(chapter, code).locator("img").first
+        image = Image.open(io.BytesIO(made.screenshot())).convert("L")
+        low, high = image.getextrema()
+        assert image.width > 200 and low < 100 and high > 200                         # a picture, not a blank one
+
+
 def test_a_point_of_figure_7_can_be_opened(chapter):
     cell, page = chapter.widget("TransferExplorer(made_up)"), chapter.page
     cell.locator("select").first.select_option(label="accuracy")
@@ -343,7 +544,7 @@ def test_dark_theme(chapter):
     chapter.page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     changes(canvas, light)
     for name, source in (("jet_browser", "JetBrowser(jets)"), ("token_explorer", "TokenExplorer(grid, jets)"), ("generation", "GenerationPlayground(small, grid, jets)"),
-                         ("transfer_explorer", "TransferExplorer(made_up)"), ("missing", "missing")):
+                         ("gallery", "JetGallery(jets, grid, untrained, tagger=None)"), ("transfer_explorer", "TransferExplorer(made_up)"), ("missing", "missing")):
         chapter.shot(f"06_{name}_dark", chapter.widget(source))
     chapter.command("apputils:change-theme", "{theme: 'JupyterLab Light'}")          # the server remembers it
 
