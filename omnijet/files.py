@@ -268,6 +268,7 @@ def _open_parquet(path):
                 if crc != sums[8 * group : 8 * group + 8]:
                     raise ValueError(f"row group {group} does not have its checksum")
             entry = int(first[groups[0]]) if groups else 0
+            step_size = max(1, min(step_size, entry_stop - entry_start))
             for batch in file.iter_batches(step_size, groups, names):
                 begin, end = max(entry_start - entry, 0), min(entry_stop - entry, len(batch))
                 if begin < end:
