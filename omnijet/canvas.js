@@ -338,7 +338,7 @@ function describe(p) {
 // ipywidgets writes a slider's description beside it, and does not tell a screen reader.
 function nameSliders(el) {
   const page = el.closest(".jp-OutputArea-output") ?? document;
-  for (const slider of page.querySelectorAll(".jupyter-widgets:has(> .widget-label)")) {
+  for (const slider of page.querySelectorAll(".widget-inline-hbox:has(> .widget-label)")) {
     for (const handle of slider.querySelectorAll("[role=slider], .widget-readout")) {
       handle.setAttribute("aria-label", slider.querySelector(".widget-label").textContent);
     }
@@ -471,7 +471,7 @@ function render({ model, el }) {
     if (model.get("hover") !== id) tell("hover", id);
     tip.hidden = !(m && tips);
     if (tip.hidden) return;
-    tip.textContent = typeof tips === "string" ? `${tips} ${m.id}` : (tips?.[m.i] ?? "");
+    tip.textContent = (typeof tips === "string" ? `${tips} ${m.id}` : tips[m.i]).replace("_", "");
     tip.style.left = at[0] + 12 + "px";
     tip.style.top = at[1] + 12 + "px";
     if (aloud) say(tip.textContent);
@@ -609,6 +609,7 @@ function render({ model, el }) {
   const shown = new ResizeObserver(() => {
     restyle(); // styles are known once it is in the page
     nameSliders(el);
+    setTimeout(nameSliders, 1000, el); // some come later than the picture
   });
   shown.observe(el);
   repaint();

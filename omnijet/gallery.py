@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .files import OmnijetError
-from .data import CLASS_NAMES, FEATURES, Ragged
+from .data import FEATURES, Ragged, class_name
 from .observables import OBSERVABLES, observables
 from .gpt import GenerativeModel, surprise
 from .transfer import JetClassifier
@@ -59,9 +59,9 @@ class JetGalleryView(W.VBox):
                 and given[has[key]] is not None}
         by = [(name.replace("_", ""), key) for key, name in SORTED_BY.items() if key in able]
         self.by = control(W.Dropdown, self.sort, 210, options=by, description="sorted by")
-        self.ends = control(W.ToggleButtons, self.first_page, 300, style={"button_width": "96px"},
+        self.ends = control(W.ToggleButtons, self.first_page, 260, style={"button_width": "118px"},
                             options=[("highest first", -1), ("lowest first", 1)])
-        kinds = [(CLASS_NAMES[k], int(k)) for k in np.unique(self.label) if k >= 0]
+        kinds = [(class_name(k), int(k)) for k in np.unique(self.label) if k >= 0]
         self.classes = control(W.Dropdown, self.first_page, 170, description="class",
                                options=[("all classes", -1), *kinds])
         self.title, self.about = html(), html()
@@ -146,7 +146,7 @@ def show(self: JetGalleryView):
 
 @patch
 def small_panel(self: JetGalleryView, i: int) -> dict:
-    names = [CLASS_NAMES[k] for k in self.label[i:i + 1] if k >= 0] + [f"jet {i}"]
+    names = [class_name(k) for k in self.label[i:i + 1] if k >= 0] + [f"jet {i}"]
     return thumbnail(self.jets.constituents[i], f"{' '.join(names)}: {self.value(i)}", i)
 
 
@@ -161,7 +161,7 @@ def choose(self: JetGalleryView, i: int):
     self.at, found = int(i), None
     one = self.jets[i:i + 1]
     values = observables(one.constituents, ["mass", "pt", "n_constituents", "tau21", "tau32"])
-    facts = [CLASS_NAMES[k] for k in one.label if k >= 0] + [f"jet {i}"]
+    facts = [class_name(k) for k in one.label if k >= 0] + [f"jet {i}"]
     forms = ("mass {:.1f} GeV", "p_T {:.1f} GeV", "{} constituents", "τ_21 {:.3f}", "τ_32 {:.3f}")
     facts += [form.format(v[0]).replace("_", "") for form, v in zip(forms, values.values())]
     codes = None

@@ -21,7 +21,7 @@ from .files import OmnijetError, as_number
 from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
 from .observables import PALETTE, flat_constituents, jet_mass, n_constituents
 from .models import faster
-from .gpt import GenerativeModel, Sampling, probabilities, sample, uniforms
+from .gpt import GenerativeModel, Sampling, draw_jets, probabilities, sample, uniforms
 from omnijet.panels import (
     ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, control,
     framed, given_again, headless, histogram_panel, html, link, loaded, note, panel, picture, ramp,
@@ -38,18 +38,34 @@ class Growing:
             raise OmnijetError(f"the tokenizer has {has} codes, the model {needs}: "
                                "they do not belong together")
         self.model, self.tokenizer, self.stop = faster(model), tokenizer, model.vocabulary.stop
+        self.jet_table = model.jet_table  # of jet tokens, as `generate` has it
         self.number, self.options = as_number(number, "number", 0), Sampling(**options)
         self.options.label(model.vocabulary)  # raises now what it would raise at the first token
-        self.codes, self.finished = [], False
+        self.codes, self.finished, self.asked = [], False, None
         for code in codes:
             self.add(as_number(code, "code", 0, has - 1) + 1)
+
+    @torch.inference_mode()
+    def before(self) -> torch.Tensor:  # (1, P + J)
+        "What is read before the codes: start, class and, drawn as `generate` does, jet tokens."
+        o, v = self.options, self.model.vocabulary
+        label = o.label(v)
+        asked = self.number, o.seed, label, o.pt, o.mass, o.n_constituents
+        if asked != self.asked:
+            self.read, self.asked = v.prefix(1, label), asked
+            if v.edges:
+                u = uniforms(o.seed, torch.tensor([self.number]), -1).numpy()
+                bins = draw_jets(self.jet_table(label), o.allowed(v), u)
+                tokens = bins + [those.start for those in v.bins.values()]
+                self.read = torch.cat([self.read, torch.from_numpy(tokens)], 1)
+        return self.read
 
     @torch.inference_mode()
     def scores(self, at: int | None = None) -> torch.Tensor:  # (1, K + 2)
         "Unnormalized log-probabilities after `at` constituents (None: all); −∞: cannot come."
         v, codes = self.model.vocabulary, torch.tensor([self.codes[:at]], dtype=torch.long)
-        read = torch.cat([v.prefix(1, self.options.label(v)), codes + 1], 1)
-        scores = self.model.head(self.model.backbone(read)[:, -1]).float()
+        read = torch.cat([self.before(), codes + 1], 1)
+        scores = self.model.head(self.model.backbone(read)[:, -1]).float()[:, :v.stop + 1]
         scores[:, [v.start] if codes.numel() else [v.start, v.stop]] = -np.inf
         return scores
 
@@ -228,6 +244,11 @@ class GenerationPlaygroundView(W.VBox):
                             description="keep the first")
         self.pt = control(W.BoundedFloatText, lambda: None, 150, value=100, min=0.1, max=10_000,
                           description="pT [GeV]")
+        asked = [name for name in ("pt", "mass", "n_constituents")
+                 if any(name in side.model.vocabulary.edges for side in sides)]
+        self.asked = {name: control(W.Text, self.new, 190, placeholder="any, 90 or 80, 100",
+                                    continuous_update=False, description=f"jet {name}")
+                      for name in asked}
         self.told, self.work = html(), Work()
         self.build()
         self.histograms = [Canvas(p) for p in self.made_panels()]
@@ -243,10 +264,11 @@ class GenerationPlaygroundView(W.VBox):
                          "give the constituent after those kept this transverse momentum, finish")
         names = ("growing_jet", "growing_jet_2")
         sides = [W.VBox([side.title, framed(name, side.table, side.bars, side.plane,
-                                            code=partial(self.code, side)), side.sequence])
+                                            code=partial(self.code, side)), side.sequence],
+                        layout={"width": f"{12 * self.size // 7 + 16}px"} if sides[1:] else {})
                  for name, side in zip(names, self.sides)]
         super().__init__([
-            row(self.temperature, self.top_k, self.jet_class, self.seed),
+            row(self.temperature, self.top_k, self.jet_class, self.seed, *self.asked.values()),
             row(W.HBox(buttons), self.keep, W.HBox([self.pt, what_if])), self.told, row(*sides),
             W.HBox([self.number, button("Generate", "play", self.generate), self.work]),
             framed("generated", self.made_table, *self.histograms, code=self.made_code)])
@@ -267,12 +289,25 @@ class GenerationPlaygroundView(W.VBox):
 
     def options(self, side: Side) -> dict:
         label = self.jet_class.value if side.model.vocabulary.classes else None
-        return {"seed": self.seed.value, "temperature": self.temperature.value,
-                "top_k": self.top_k.value or None, "jet_class": label or None}
+        options = {"seed": self.seed.value, "temperature": self.temperature.value,
+                   "top_k": self.top_k.value or None, "jet_class": label or None}
+        for name, field in self.asked.items():
+            if name in side.model.vocabulary.edges and field.value.strip():
+                ends = [as_number(end, name, whole=False) for end in field.value.split(",")]
+                options[name] = ends[0] if len(ends) == 1 else tuple(ends)
+        return options
 
     def new(self, number: int = 0):
-        for side in self.sides:
-            side.growing = Growing(side.model, side.tokenizer, number, **self.options(side))
+        try:
+            growings = [Growing(side.model, side.tokenizer, number, **self.options(side))
+                        for side in self.sides]
+            for growing in growings:
+                growing.before()
+        except OmnijetError as error:  # no such jets
+            self.told.value = str(error)
+            return
+        for side, growing in zip(self.sides, growings):
+            side.growing = growing
         self.settle(0)
 
     def settle(self, keep: int):
@@ -461,14 +496,15 @@ def made_code(self: GenerationPlaygroundView) -> str:
              "from omnijet.playground import generated_panels, mass_and_count",
              "from omnijet.vqvae import load_tokenizer", *self.jets_again, "made = {}"]
     if not self.of_class().all():
-        lines.append(f"jets = jets[jets.label == {CLASSES.index(self.jet_class.value)}]")
+        lines.append(f"real = real[real.label == {CLASSES.index(self.jet_class.value)}]")
     for side in self.sides:
         o, n = self.options(side), len(side.made["mass"])
         options = ", ".join(f"{k}={v!r}" for k, v in o.items())
         name = side.name.rstrip(": ") or "generated"
-        lines += [*self.models_again(side), f"tokens = model.generate({n}, {options})",
+        lines += [*self.models_again(side),
+                  f"tokens = model.generate({n}, progress=False, {options})",
                   f"made[{name!r}] = mass_and_count(tokenizer.decode(tokens))"]
-    return script(*lines, "again = tokenizer.decode(tokenizer.encode(jets.constituents))",
+    return script(*lines, "again = tokenizer.decode(tokenizer.encode(real.constituents))",
                   "picture(*generated_panels(mass_and_count(again), made))")
 
 # %% ../nbs/06b_playground.ipynb #6926e24c
@@ -494,11 +530,11 @@ def GenerationPlayground(
         return note(error, "GenerationPlayground('runs/smoke/backbone', "
                            "'runs/smoke/tokenizers/conditional-512')")
     classes = CLASSES[:max(m.vocabulary.classes for m in models)]
-    again = [given_again("jets", jets, ""), "jets = shown_jets(jets)"]
+    again = [given_again("jets", jets, ""), "real = shown_jets(jets)"]
     if jets is None:
         names = classes or ["ZJetsToNuNu", "TTBar"]
         jets = sample_jets(names, max_jets=300)
-        again = [f"jets = shown_jets(sample_jets({names}, max_jets=300))"]
+        again = [f"real = shown_jets(sample_jets({names}, max_jets=300))"]
     jets = shown_jets(jets, to_tokenize=True)
     growings = [Growing(m, t, jet_class=classes[0] if m.vocabulary.classes else None)
                 for m, t in zip(models, tokenizers)]

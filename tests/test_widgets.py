@@ -356,6 +356,21 @@ def test_two_models_share_what_is_kept(model, grid, conditional, jets):
         widgets.GenerationPlayground(model, grid, jets, other=third)
 
 
+def test_a_jet_of_asked_mass_grows_as_generate_makes_it(grid, jets):
+    torch.manual_seed(4)
+    edges = {"mass": [0, 40, 80, 120, 400], "n_constituents": [1, 20, 40, 128]}
+    model = GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2, classes=10, jet_tokens=edges).eval()
+    playground = widgets.GenerationPlayground(model, grid, jets)
+    playground.asked["mass"].value = "85, 115"
+    playground.finish()
+    assert playground.sides[0].growing.codes == model.generate(1, seed=1, jet_class=CLASSES[0], mass=(85, 115), progress=False)[0].to_list()
+    assert "mass=(85.0, 115.0)" in playground.code(playground.sides[0])
+    before = playground.sides[0].growing
+    for odd in ("heavy", "120, 80", "1, 2, 3"):
+        playground.asked["mass"].value = odd
+        assert "mass" in playground.told.value and playground.sides[0].growing is before
+
+
 def test_model_and_tokenizer_that_do_not_belong_together(model, conditional, jets):
     with pytest.raises(OmnijetError, match="64 codes, the model 216"):
         widgets.GenerationPlayground(model, conditional, jets)

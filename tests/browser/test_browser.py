@@ -349,7 +349,7 @@ def test_alternatives_of_an_earlier_step_and_what_the_model_makes_of_them(chapte
     said, x, y = point_at_a_mark(page, plane, 5)
     chapter.shot("06_generation_alternatives", cell)
     for _ in range(40):                                                              # until it is an alternative, not a constituent of the jet
-        if re.fullmatch(r"code \d+: p_T = [\d.]+ GeV, [\d.e-]+ %", said):
+        if re.fullmatch(r"code \d+: pT = [\d.]+ GeV, [\d.e-]+ %", said):
             break
         x, y = x + 4, y + (4 if x > plane.bounding_box()["x"] + 300 else 0)
         page.mouse.move(x, y)
@@ -369,9 +369,12 @@ def test_alternatives_of_an_earlier_step_and_what_the_model_makes_of_them(chapte
 
 
 def test_what_if_this_one_had_100_gev(chapter):
+    from playwright.sync_api import expect
+
     cell = chapter.widget("GenerationPlayground(small, grid, jets)")
+    fill(field(cell, "keep the first"), 0)
     cell.get_by_role("button", name="Real jet").click()
-    says(cell.locator("h4").first, "stopped")
+    expect(field(cell, "keep the first")).to_have_value("5", timeout=MINUTE)         # of the real jet
     fill(field(cell, "keep the first"), 1)
     fill(field(cell, "pT [GeV]"), 100)
     cell.get_by_role("button", name="What if").click()
@@ -436,7 +439,7 @@ def test_codebook_plane_and_jet_are_linked(chapter):
     codebook, plane = cell.locator(".omnijet-canvas canvas:nth-child(2)").nth(0), cell.locator(".omnijet-canvas canvas:nth-child(2)").nth(1)
     rings = [canvas.evaluate("c => c.toDataURL()") for canvas in (codebook, plane)]
     said, x, y = point_at_a_mark(page, jet, 5)
-    code = re.fullmatch(r"\d+: p_T = [\d.]+ GeV, code (\d+)", said)[1]
+    code = re.fullmatch(r"\d+: pT = [\d.]+ GeV, code (\d+)", said)[1]
     says(title, rf"code {code}\s")                                                  # the jet leads to the codebook and the plane
     for canvas, before in zip((codebook, plane), rings):
         page.wait_for_function("([c, before]) => c.toDataURL() !== before", arg=[canvas.element_handle(), before])
@@ -485,6 +488,7 @@ def test_marks_are_reached_and_chosen_by_keys(chapter):
 def test_everything_has_a_name_for_a_screen_reader(chapter):
     for source in ("JetBrowser(jets)", "JetGallery(jets, grid, untrained, tagger=None)", "TokenExplorer(grid, jets)", "GenerationPlayground(small, grid, jets)", "TransferExplorer(made_up)"):
         cell = chapter.widget(source)
+        chapter.page.wait_for_timeout(3000)                                          # sliders are named a second after they are shown
         tree = cell.locator(".jp-OutputArea-output").first.aria_snapshot()
         nameless = [line for line in tree.splitlines() if re.match(r"\s*- (button|slider|textbox|spinbutton|combobox|listbox|application|img)(?! \")", line)]
         assert not nameless, f"{source}: {nameless}"
@@ -517,6 +521,7 @@ def test_code_makes_what_is_shown_again(chapter, source, which):
         code = cell.locator("pre").nth(i).inner_text()
         chapter.page.wait_for_function("code => navigator.clipboard.readText().then(text => text.trim() === code.trim())", arg=code)
         made = run_below(chapter, code).locator("img").first
+        made.wait_for(timeout=MINUTE)
         image = Image.open(io.BytesIO(made.screenshot())).convert("L")
         low, high = image.getextrema()
         assert image.width > 200 and low < 100 and high > 200                         # a picture, not a blank one
@@ -550,13 +555,15 @@ def test_dark_theme(chapter):
 
 
 def test_after_a_restart_of_the_kernel(chapter):
+    chapter.command("notebook:clear-all-cell-outputs")
     chapter.command("notebook:restart-run-all", wait=False)
     chapter.page.get_by_role("dialog").get_by_role("button", name=re.compile("restart", re.I)).last.click()
-    chapter.page.wait_for_timeout(2000)
+    run = "c => c.model.type !== 'code' || !c.model.sharedModel.source.trim() || c.model.executionCount !== null"
+    chapter.page.wait_for_function(f"() => window.jupyterapp.shell.currentWidget.content.widgets.every({run})", timeout=5 * MINUTE)
     chapter.idle(5 * MINUTE)
     assert not chapter.failures()
     cell = chapter.widget("JetBrowser(jets)")
-    says(cell.locator("h4").first, r"q/g · jet 0 ·")
+    says(cell.locator("h4").first, r"q/g · jet 0 ·", 3 * MINUTE)
     cell.get_by_role("button", name="Next").click()
     says(cell.locator("h4").first, r"q/g · jet 1 ·")
     assert not chapter.errors
