@@ -37,7 +37,7 @@ PRESET = {
     "classifier_model": {"width": 8, "blocks": 1, "class_blocks": 1, "heads": 2},
     "generate_n": 60, "classifier_test": {"n": 40, "epochs": 1}, "transformer_test_epochs": 1,
     "transformer_test_model": {"blocks": 1, "class_blocks": 1, "heads": 2, "width": 8},
-    "flow_model": {"width": 16}, "flow_training": {"epochs": 1, "lr": 3e-3}, "flow_steps": 4,
+    "flow_model": {"width": 16, "layers": 2, "told": True, "ranks": True, "sums": True}, "flow_training": {"epochs": 1, "lr": 3e-3}, "flow_steps": 4,
     "transfer_sizes": [40], "transfer_strategies": ["finetune", "scratch"], "transfer_seeds": 1, "transfer_max_epochs": [1], "transfer_workers": 1,
     "transfer_training": {"lr": 2.22e-3, "batch_size": 25, "monitor": "error"}, "transfer_ten_class_jets": 0,
     "public_sizes": [20], "public_jets_most": {"train": 40, "test": 40}, "data_jets": {"train": 40, "val": 20}, "target_sizes": [40],
