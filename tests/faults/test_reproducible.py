@@ -24,7 +24,7 @@ from omnijet.data import sample_jets, to_columns
 
 CHAPTERS = "01,02,03,04,04a,05"  # those that train and draw; the earlier ones count what others made
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")  # 127.0.0.1 and ::1, as /proc/net has them
-FIGURES = ("(8, 9, 10, 11)", "fig06_", "fig14_")  # of many panels, and no numbers: 25 s of each run
+FIGURES = ("compare_planes", "(8, 9, 10, 11)", "fig06_", "fig14_")  # of many panels, and no numbers: 25 s of each run
 PRESET = {
     "preset": "tiny", "workers": 1,
     "tokenizers": ["conditional-64"], "backbone_tokenizer": "conditional-64", "tokenizer_jets": {"train": 300, "val": 100},
