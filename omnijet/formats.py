@@ -268,7 +268,7 @@ class Layout:
         for name in [self.labels] if isinstance(self.labels, str) else self.labels or ():
             add_class(name)
 
-
+# %% ../nbs/00g_formats.ipynb #80d8af19
 def _one_a_file(**names):
     return {name: [f"{key}{size}.hdf5" for size in ("", 30, 150)] for name, key in names.items()}
 
@@ -371,6 +371,12 @@ def _place(branch, names) -> tuple:  # (branch, index in its last axis or None)
     return (branch, None) if branch in names or not match else (match[1], int(match[2]))
 
 
+def _first(iterate, name):
+    "The first entry of a branch."
+    entries = iterate([name], entry_start=0, entry_stop=1, step_size=1)
+    return next(iter(entries))[1][name]
+
+# %% ../nbs/00g_formats.ipynb #c1226952
 def _classes(layout, path, names, is_there) -> dict:
     "As in `Found`; of a format that we know, what is not there leaves its jets unlabelled."
     if not isinstance(layout.labels, dict):
@@ -407,7 +413,7 @@ def _momenta(path, names, has) -> list:
             f"that are known: {known}; of any other, `columns` says which branches to take")
     return [*chosen.values()]
 
-
+# %% ../nbs/00g_formats.ipynb #b3f26cfc
 @lru_cache(maxsize=4096)
 def _find(path, size, modified, given):
     with open_any(path, given.tree) as (n_entries, names, iterate):
@@ -417,9 +423,8 @@ def _find(path, size, modified, given):
                 return any(map(re.compile("label_.").match, names))
             if name not in names or index is None or not n_entries:
                 return name in names
-            one = {"entry_start": 0, "entry_stop": 1, "step_size": 1}
-            _, first = next(iter(iterate([name], **one)))
-            *axes, last, _ = str(first[name].type).split(" * ")  # of constituents a list of lists
+            kind = str(_first(iterate, name).type)  # of constituents a list of lists
+            *axes, last, _ = kind.split(" * ")
             fits = len(axes) >= 1 + here.startswith("part_")
             return fits and (last == "var" or index < int(last))
 
@@ -459,7 +464,7 @@ def _find(path, size, modified, given):
         found.n_jets = n_entries if found.offsets is None else int(found.offsets[-1])
         return found
 
-
+# %% ../nbs/00g_formats.ipynb #89607ad3
 def find_layout(path, layout=None) -> Found:
     "The layout of a file, by its content or as given; `OmnijetError` where none fits."
     path, layout = Path(path), as_layout(layout) or Layout()
@@ -486,9 +491,7 @@ def _jets_in_events(found, names, n_entries, iterate, path):
     links, columns = found.layout.jet, found.layout.columns
     momentum, nested = _place(columns.get(found.momenta[0], found.momenta[0]), names), False
     if columns and not found.layout.needs and not links and n_entries:
-        one = {"entry_start": 0, "entry_stop": 1, "step_size": 1}
-        _, first = next(iter(iterate([momentum[0]], **one)))
-        nested = first[momentum[0]].ndim - (momentum[1] is not None) == 3
+        nested = _first(iterate, momentum[0]).ndim - (momentum[1] is not None) == 3
     if not links and not nested:
         return None
     if nested:
@@ -508,7 +511,7 @@ def _jets_in_events(found, names, n_entries, iterate, path):
             counts.append(to_numpy(ak.fill_none(ak.max(values, axis=1), -1)) + 1)
     return np.concatenate([[0], np.cumsum(np.concatenate(counts))])
 
-
+# %% ../nbs/00g_formats.ipynb #8076e2a6
 def _links(events, links, n_jets, sizes, path, entry):
     "The jet of this batch and its candidate of this batch, of each link; both (n,)."
     first_jet, first = (np.cumsum(n) - n for n in (n_jets, sizes))
@@ -543,7 +546,7 @@ def _links(events, links, n_jets, sizes, path, entry):
                            f"{jet[at]}, but has {sizes[of]} candidates and {n_jets[of]} jets")
     return jet + first_jet[event], part + first[event]
 
-
+# %% ../nbs/00g_formats.ipynb #98a0901a
 def _of_jets(columns, events, links, n_jets, path, entry):
     "Columns {name here: …} of events as columns of their jets."
     total, parts = int(n_jets.sum()), [name for name in columns if name.startswith("part_")]
@@ -619,7 +622,7 @@ def _numbered_labels(values, source, start, classes: dict, strict) -> np.ndarray
     labels = np.array([*classes.values()])[match.argmax(axis=1)]
     return np.where(match.any(axis=1), labels, UNLABELLED)
 
-
+# %% ../nbs/00g_formats.ipynb #2c000c75
 def iter_jet_columns(
     path,  # one file
     extra=(),  # further columns to keep: names here, or branches
@@ -668,7 +671,7 @@ def iter_jet_columns(
             for at in range(begin, end, batch_size):
                 yield entry + at, columns[at : min(at + batch_size, end)]
 
-
+# %% ../nbs/00g_formats.ipynb #8a1aba30
 def _finished(columns, found, source, start, no_track):
     "Weights and masks multiplied, tracks that are none set to 0, classes as labels."
     strict = bool(found.layout.needs)

@@ -6,7 +6,7 @@
 __all__ = ['SORTED_BY', 'token_surprise', 'jet_values', 'JetGalleryView', 'surprise_panels', 'JetGallery']
 
 # %% ../nbs/06c_gallery.ipynb #47ede52f
-import textwrap, threading
+import math, textwrap, threading
 
 import awkward as ak
 import ipywidgets as W
@@ -130,7 +130,7 @@ def show(self: JetGalleryView):
     "Draw a page, again only what has changed."
     with self.lock:
         order, by = self.order(), self.by.value
-        self.page %= max(-(-len(order) // self.n), 1)
+        self.page %= max(math.ceil(len(order) / self.n), 1)
         self.shown = order[self.page * self.n:][:self.n]
         for canvas, i in zip(self.small, [*self.shown, *[-1] * self.n]):
             canvas.layout.display = "none" if i < 0 else None

@@ -69,7 +69,7 @@ class Vocabulary:
             expected = f"expected 0 … {self.codebook_size - 1}"
             raise OmnijetError(f"{found} are tokens of another tokenizer, {expected}")
 
-    def jet_tokens(self, values: dict) -> torch.Tensor:  # {quantity: (B,)} -> (B, J)
+    def binned(self, values: dict) -> torch.Tensor:  # {quantity: (B,)} -> (B, J)
         "The token of the bin in which each of a jet's quantities lies; the outer bins are open."
         found = []
         for name, edges in self.edges.items():
@@ -338,7 +338,7 @@ def jet_tokens(backbone: Backbone, vocabulary: Vocabulary, codes, mask, batch: d
     values = {**(batch or {}), **backbone.jet.quantities(total)}
     if missing := ", ".join(name for name in vocabulary.edges if name not in values):
         raise OmnijetError(f"the model has a token of {missing}, which its sequences do not have")
-    return vocabulary.jet_tokens(values)
+    return vocabulary.binned(values)
 
 # %% ../nbs/03_gpt.ipynb #ccaa65a7
 class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
@@ -346,14 +346,12 @@ class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
     def __init__(self, codebook_size: int, width: int = 256, blocks: int = 3, heads: int = 8,
                  classes: int = 0,  # 10: it is told what kind of jet to make
                  jet_tokens: dict = None,  # of `Vocabulary`: what it says before the first code
-                 so_far: bool = False,  # it reads what its tokens sum to; see `learn_codes`
-                 silent: float = 0.0):  # share of the jets trained on without their jet tokens
+                 so_far: bool = False):  # it reads what its tokens sum to; see `learn_codes`
         super().__init__()
         self.vocabulary = Vocabulary(codebook_size, classes, jet_tokens)
         sums = bool(self.vocabulary.edges)
         self.backbone = Backbone(self.vocabulary.size, width, blocks, heads, sums, so_far)
         self.head = Linear(width, self.vocabulary.predicted)
-        self.silent = silent
 
     def learn_codes(self, tokenizer):
         "Tell a model with jet tokens or `so_far` what the codes are; it keeps that in its weights."
@@ -373,8 +371,6 @@ class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
         "Embeddings (N, W) of real positions, the tokens (N,) to say there, and whether codes (N,)."
         v, (codes, mask, label) = self.vocabulary, map(batch.get, ("x", "mask", "label"))
         jet = jet_tokens(self.backbone, v, codes, mask, batch)
-        if self.silent and self.training and jet is not None:
-            jet[torch.rand(len(jet), device=jet.device) < self.silent] = -1
         read, said, real = v.sequences(codes, mask, label, jet)
         before = read.shape[1] - said.shape[1]  # the start token, where a class token follows it
         packing = Packing(F.pad(real, (before, 0), value=True))
@@ -519,7 +515,7 @@ class Sampling:
         return self.jet_class
 
     def allowed(self, vocabulary: Vocabulary) -> list:  # a mask (bins,) of each jet token
-        "Which bins are asked for: those in which the range ends, and those between."
+        "Which bins are asked for: those with their middle in the range, or else where it lies."
         masks = []
         for name, edges in vocabulary.edges.items():
             asked = getattr(self, name, None)

@@ -21,7 +21,9 @@ from .files import OmnijetError, as_number
 from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
 from .observables import PALETTE, flat_constituents, jet_mass, n_constituents
 from .models import faster
-from .gpt import GenerativeModel, Sampling, draw_jets, probabilities, sample, uniforms
+from omnijet.gpt import (
+    GenerativeModel, Sampling, as_range, draw_jets, probabilities, sample, uniforms,
+)
 from omnijet.panels import (
     ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, control,
     framed, given_again, headless, histogram_panel, html, link, loaded, note, panel, picture, ramp,
@@ -293,8 +295,7 @@ class GenerationPlaygroundView(W.VBox):
                    "top_k": self.top_k.value or None, "jet_class": label or None}
         for name, field in self.asked.items():
             if name in side.model.vocabulary.edges and field.value.strip():
-                ends = [as_number(end, name, whole=False) for end in field.value.split(",")]
-                options[name] = ends[0] if len(ends) == 1 else tuple(ends)
+                options[name] = as_range(field.value, name)
         return options
 
     def new(self, number: int = 0):

@@ -8,6 +8,7 @@ __all__ = ['SAMPLES', 'PUBLISHED', 'STAND_IN', 'MODELS', 'WAYS', 'read_public', 
 
 # %% ../nbs/05a_public_jets.ipynb #d3f8b93d
 import copy
+import os
 from pathlib import Path
 
 import awkward as ak

@@ -510,7 +510,8 @@ def fast_precision(model, where=None) -> str:  # "bf16-mixed" or "32-true"
         torch.set_num_threads(1)
         for shape in largest:
             layer, x = layers[shape], torch.ones(512, shape[1])
-            layer = type(layer)(shape[1], shape[0], bias=False)
+            with torch.random.fork_rng([]):  # a fresh one draws weights: the stream stays
+                layer = type(layer)(shape[1], shape[0], bias=False)
             best = {False: math.inf, True: math.inf}
             for half in (False, True) * 5:
                 begun = time.process_time()

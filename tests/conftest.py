@@ -11,22 +11,23 @@ def golden() -> Path:
     return Path(os.environ.get("OMNIJET_TEST_GOLDEN") or Path(__file__).parent / "golden")
 
 
+def folder_of(variable: str, what: str) -> Path:
+    "The folder that an environment variable names; the test is skipped where it names none."
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set: no {what} here")
+    return Path(os.environ[variable])
+
+
 @pytest.fixture(scope="session")
 def jetclass() -> Path:
     "A folder with real JetClass jets (HToBB_1500.root)."
-    folder = os.environ.get("OMNIJET_TEST_JETCLASS")
-    if not folder:
-        pytest.skip("OMNIJET_TEST_JETCLASS is not set: no real JetClass jets here")
-    return Path(folder)
+    return folder_of("OMNIJET_TEST_JETCLASS", "real JetClass jets")
 
 
 @pytest.fixture(scope="session")
 def public() -> Path:
     "A folder with public jets: top_tagging_1000.h5, QG_jets_1000.npz."
-    folder = os.environ.get("OMNIJET_TEST_PUBLIC")
-    if not folder:
-        pytest.skip("OMNIJET_TEST_PUBLIC is not set: no public jets here")
-    return Path(folder)
+    return folder_of("OMNIJET_TEST_PUBLIC", "public jets")
 
 
 @pytest.fixture(scope="session")

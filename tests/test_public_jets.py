@@ -18,14 +18,6 @@ from omnijet.vqvae import BinnedTokenizer, VQVAE
 
 
 @pytest.fixture(scope="module")
-def public() -> Path:
-    folder = os.environ.get("OMNIJET_TEST_PUBLIC")
-    if not folder:
-        pytest.skip("OMNIJET_TEST_PUBLIC is not set: no public jets here")
-    return Path(folder)
-
-
-@pytest.fixture(scope="module")
 def jets():
     jets = sample_jets(["ZJetsToNuNu", "TTBar"], max_jets=60)
     return jets[np.random.default_rng(1).permutation(len(jets))]

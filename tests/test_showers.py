@@ -12,7 +12,7 @@ from omnijet.data import Ragged, sample_jets
 from omnijet.files import OmnijetError
 from omnijet.gpt import GenerativeModel
 from omnijet.showers import (
-    LAYOUTS, Calorimeter, draw_profiles, limit_hits, merge_cells, observe, profile, read_showers, shower_features, simulate_showers, to_cells, to_showers,
+    GRIDS, Calorimeter, draw_profiles, limit_hits, merge_cells, observe, profile, read_showers, shower_features, simulate_showers, to_cells, to_showers,
     write_showers,
 )
 from omnijet.training import TrainingConfig, train
@@ -166,7 +166,7 @@ def test_getting_high_is_read_as_it_is_written(tmp_path):
 
 @pytest.mark.parametrize("name", ["calochallenge-2", "calochallenge-3"])
 def test_calochallenge_is_read_as_it_is_written(tmp_path, name):
-    shape = LAYOUTS[name]
+    shape = GRIDS[name]
     cells, energy = some_cells(shape)
     flat = np.zeros((len(cells), cells[0].size))
     for layer in range(shape[0]):                 # their voxels: layer after layer, angle after angle, r fastest
@@ -181,10 +181,10 @@ def test_calochallenge_is_read_as_it_is_written(tmp_path, name):
     assert ak.max(showers.constituents.y) < shape[2] and ak.max(showers.constituents.x) < shape[1]
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("layout", list(GRIDS))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_is_written_is_read_back_exactly(tmp_path, layout, dtype):
-    cells, energy = some_cells(LAYOUTS[layout])
+    cells, energy = some_cells(GRIDS[layout])
     showers = to_showers(cells.astype(dtype), energy[:, 0], 0)
     write_showers(showers, tmp_path / "a.hdf5", layout)
     again = read_showers(tmp_path / "a.hdf5", threshold=0)
