@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from omnijet.data import to_numpy
 from omnijet.gpt import GenerativeModel
 from omnijet.observables import jet_mass, style
-from omnijet.panels import Growing
+from omnijet.playground import Growing
 from omnijet.vqvae import VQVAE
 
 RING, COLOURS = "#e76300", LinearSegmentedColormap.from_list("first to last", ["#172a6e", "#3f90da", "#92dadd"])

@@ -16,7 +16,7 @@ parser.add_argument("--out", default="runs/cluster/backbone", help="folder of th
 parser.add_argument("--nodes", type=int, default=1, help="machines")
 parser.add_argument("--devices", type=int, default=1, help="GPUs of each")
 parser.add_argument("--epochs", type=int, default=30)
-parser.add_argument("--batch-size", type=int, default=512, help="jets, on each GPU")
+parser.add_argument("--batch-size", type=int, default=512, help="jets of a step, on all GPUs together")
 parser.add_argument("--width", type=int, default=256)
 options = parser.parse_args()
 
