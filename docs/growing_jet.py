@@ -49,6 +49,7 @@ def draw_tokens(ax, codes, moments):
 def draw_growing_jet(seed: int = 1, number: int = 20, model="omnijet/backbone", tokenizer="omnijet/tokenizer-8192"):
     "Five moments of jet `number` of a seed, and all its tokens."
     model, tokenizer = GenerativeModel.from_pretrained(model), VQVAE.from_pretrained(tokenizer)
+    model = model.double()  # the same jet on every processor
     growing = Growing(model, tokenizer, number, seed=seed)
     growing.draw(everything=True)
     codes = list(growing.codes)
