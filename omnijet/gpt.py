@@ -25,6 +25,7 @@ from .files import OmnijetError, as_bool, as_number, iter_columns, progress_bar,
 from .files import to_numpy
 from .data import CLASSES, Ragged, cartesian, class_indices, jet_files
 from .data import of_classes, tokens_in
+from .observables import observables
 from .training import batches
 from omnijet.models import (
     JETS, Linear, Packing, PretrainedMixin, attend, check_shapes, checked, faster, linear,
@@ -39,6 +40,7 @@ class Vocabulary:
     def __init__(
         self, codebook_size: int, classes: int = 0,
         jet_tokens: dict = None,  # {quantity: edges of its bins}: pt, mass [GeV], n_constituents, …
+        whole_jets: dict = None,  # … and where those bins lie in jets that are decoded whole
     ):
         self.codebook_size, self.classes = codebook_size, classes
         self.start, self.stop = 0, codebook_size + 1
@@ -49,6 +51,9 @@ class Vocabulary:
                 raise OmnijetError(f"edges of {name} are {edges.tolist()}, expected rising numbers")
             first, self.predicted = self.predicted, self.predicted + len(edges) - 1
             self.edges[name], self.bins[name] = edges, slice(first, self.predicted)
+        self.whole = self.edges | {k: np.array(x) for k, x in (whole_jets or {}).items()}
+        if wrong := [k for k, x in self.whole.items() if np.shape(self.edges.get(k)) != x.shape]:
+            raise OmnijetError(f"whole_jets has {wrong[0]}, expected as many edges as jet_tokens")
         self.size = self.predicted + classes  # a model reads all, and never says a class
 
     def prefix(self, n: int, label=None, device=None) -> torch.Tensor:
@@ -184,9 +189,6 @@ class JetSoFar(nn.Module):
         parts = now * coarse, now * fine, missing * coarse, missing * fine, moments, 10 * mean
         return torch.cat([torch.cat(parts, -1).clamp(-10, 10), known], -1)
 
-    def forward(self, features):  # (…, 19) -> (…, W)
-        return self.network(features)
-
 # %% ../nbs/03_gpt.ipynb #4f228c12
 class Block(nn.Module):
     "Attention and MLP, each with a residual and a LayerNorm behind it."
@@ -228,7 +230,7 @@ class Backbone(nn.Module):
         real = (lambda x: x) if packing is None else packing.rows
         x = self.embedding(real(tokens))  # (B, L, W)
         if self.jet is not None and self.jet.width:
-            x = x + self.jet(real(self.jet.features(self.jet.totals(tokens, cache))))
+            x = x + self.jet.network(real(self.jet.features(self.jet.totals(tokens, cache))))
         for i, block in enumerate(self.blocks):
             x = block(x, cache, i, packing)
         if cache is not None:
@@ -310,6 +312,7 @@ def next_token_loss(x, head: nn.Linear, targets, chunk=None) -> torch.Tensor:  #
 def jet_token_edges(
     tokenizer, tokens: Ragged,  # jets of the training
     bins: dict,  # {quantity: number of bins}, of pt, mass, n_constituents, or an extra of `tokens`
+    whole: bool = False,  # of jets decoded whole (10,000 of them), not of each code alone
 ) -> dict:  # {quantity: edges}
     "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
     vocabulary, edges = Vocabulary(tokenizer.codebook_size), {}
@@ -318,13 +321,17 @@ def jet_token_edges(
     alone = jet.table.double().numpy()[tokens.content + 1]
     total = torch.from_numpy(np.add.reduceat(alone, tokens.offsets[:-1]))
     values = {**tokens.extras, **{k: v.numpy() for k, v in jet.quantities(total).items()}}
+    if whole:
+        some = tokens[np.random.default_rng(1).permutation(len(tokens))[:10_000]]
+        decoded = tokenizer.decode(ak.unflatten(some.content, some.lengths))
+        values |= observables(decoded, [name for name in bins if name in jet.announced])
     for name, n in bins.items():
         if name not in values:
             raise OmnijetError(f"no quantity {name!r} (there are: {', '.join(values)})")
         n = as_number(n, f"bins of {name}", low=1)
         found = np.quantile(values[name], np.linspace(0.001, 0.999, n + 1))
-        whole = name == "n_constituents"
-        edges[name] = np.unique(np.round(found) - 0.5 if whole else found).tolist()
+        found = np.round(found) - 0.5 if name == "n_constituents" else found
+        edges[name] = np.unique(found).tolist()
     return edges
 
 
@@ -346,9 +353,10 @@ class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
     def __init__(self, codebook_size: int, width: int = 256, blocks: int = 3, heads: int = 8,
                  classes: int = 0,  # 10: it is told what kind of jet to make
                  jet_tokens: dict = None,  # of `Vocabulary`: what it says before the first code
+                 whole_jets: dict = None,  # … and what these mean to who asks for a jet
                  so_far: bool = False):  # it reads what its tokens sum to; see `learn_codes`
         super().__init__()
-        self.vocabulary = Vocabulary(codebook_size, classes, jet_tokens)
+        self.vocabulary = Vocabulary(codebook_size, classes, jet_tokens, whole_jets)
         sums = bool(self.vocabulary.edges)
         self.backbone = Backbone(self.vocabulary.size, width, blocks, heads, sums, so_far)
         self.head = Linear(width, self.vocabulary.predicted)
@@ -408,9 +416,9 @@ def start_from(
     for weight, size in (self.backbone.embedding.weight, 1), (self.head.weight, width ** 0.5):
         projection = torch.randn(x.shape[1], width, generator=draw)
         weight[1:K + 1] = x @ projection / x.shape[1] ** 0.5 / size  # (K, W), of variance 1 / size²
-    count = np.concatenate([[1], np.bincount(tokens.content, minlength=K) + 1, [len(tokens)]])
-    bins = [np.full(len(x) - 1, len(tokens) / (len(x) - 1)) for x in self.vocabulary.edges.values()]
-    count = np.concatenate([count, *bins])
+    codes, bins = np.bincount(tokens.content, minlength=K) + 1, self.vocabulary.edges.values()
+    bins = [np.full(len(x) - 1, len(tokens) / (len(x) - 1)) for x in bins]
+    count = np.concatenate([[1], codes, [len(tokens)], *bins])
     self.head.bias[:] = torch.from_numpy(np.log(count / count.sum()))
     return self
 
@@ -517,16 +525,12 @@ class Sampling:
     def allowed(self, vocabulary: Vocabulary) -> list:  # a mask (bins,) of each jet token
         "Which bins are asked for: those with their middle in the range, or else where it lies."
         masks = []
-        for name, edges in vocabulary.edges.items():
-            asked = getattr(self, name, None)
-            place = np.arange(len(edges) - 1)
-            if asked is not None:
-                low, high = np.searchsorted(edges[1:-1], asked, side="right")
-                middle = (edges[1:] + edges[:-1]) / 2
-                inside = (middle >= asked[0]) & (middle <= asked[1])
-                masks.append(inside if inside.any() else (place >= low) & (place <= high))
-            else:
-                masks.append(place >= 0)
+        for name, edges in vocabulary.whole.items():
+            asked = getattr(self, name, None) or (-math.inf, math.inf)
+            low, high = np.searchsorted(edges[1:-1], asked, side="right")
+            place, middle = np.arange(len(edges) - 1), (edges[1:] + edges[:-1]) / 2
+            inside = (middle >= asked[0]) & (middle <= asked[1])
+            masks.append(inside if inside.any() else (place >= low) & (place <= high))
         return masks
 
 # %% ../nbs/03_gpt.ipynb #d85a1bae

@@ -308,6 +308,19 @@ def test_sizes_out_of_range_name_themselves(size, value):
         GenerativeModel(16, **{"width": 16, "blocks": 1, "heads": 2, size: value})
 
 
+def test_what_is_asked_for_is_compared_with_whole_jets(tmp_path):
+    alone, whole = {"mass": [0.0, 1.0, 2.0, 3.0]}, {"mass": [0.0, 10.0, 20.0, 30.0]}
+    asked = Sampling(mass=15)
+    assert np.argmax(asked.allowed(Vocabulary(8, jet_tokens=alone, whole_jets=whole))[0]) == 1
+    assert np.argmax(asked.allowed(Vocabulary(8, jet_tokens=alone))[0]) == 2  # the outer bins are open
+    small(8, jet_tokens=alone, whole_jets=whole).save_pretrained(tmp_path)
+    again = GenerativeModel.from_pretrained(tmp_path).vocabulary
+    assert again.whole["mass"].tolist() == whole["mass"] and again.edges["mass"].tolist() == alone["mass"]
+    for wrong in ({"mass": [0.0, 1.0]}, {"pt": [0.0, 1.0, 2.0, 3.0]}):
+        with pytest.raises(OmnijetError, match="whole_jets"):
+            Vocabulary(8, jet_tokens=alone, whole_jets=wrong)
+
+
 def test_codes_of_another_tokenizer():
     with pytest.raises(OmnijetError, match="expected 0 … 29"):
         small().loss(as_batch(some_jets([3, 4], codebook_size=99, seed=3)))
