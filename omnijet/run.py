@@ -8,8 +8,9 @@ __all__ = ['files', 'formats', 'statistics', 'NOT_RUN', 'COMMANDS', 'chapters_di
            'verify_run', 'run', 'parser', 'main']
 
 # %% ../nbs/07_run.ipynb #5c16b453
-import argparse, ast, contextlib, fcntl, hashlib, importlib, json, os
-import re, shutil, subprocess, sys, tempfile, threading, time, warnings
+import argparse, ast, contextlib, fcntl, hashlib, importlib, json, os, re
+import shutil, signal, subprocess, sys, tempfile, threading, time, warnings
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -229,21 +230,23 @@ def verify_run(folder) -> dict:  # paths in it: changed, missing, added; chapter
     return found
 
 # %% ../nbs/07_run.ipynb #1c52ce3e
-def _watch_memory(peaks, done):  # of this process's children, and in use on a GPU, in gigabytes
+def _watch_memory(kernels, peaks, done):  # of processes and their children, on a GPU in use, in GB
     import psutil
     import torch
     while not done.wait(0.5):
         with contextlib.suppress(psutil.Error):  # a child that has ended meanwhile
-            children = psutil.Process().children(recursive=True)
-            used = sum(child.memory_info().rss for child in children) / 1e9
+            parents = [psutil.Process(pid) for pid in kernels]
+            family = [x for parent in parents for x in (parent, *parent.children(recursive=True))]
+            used = sum(process.memory_info().rss for process in family) / 1e9
             peaks["memory"] = max(peaks.get("memory", 0.0), round(used, 2))
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             peaks["GPU memory"] = max(peaks.get("GPU memory", 0.0), round((total - free) / 1e9, 2))
 
 
-def _execute(chapter, folder, parameters, made_by) -> dict:  # of `_watch_memory`
-    "One chapter through papermill; its notebook stays, whatever happens, and tells its origin."
+def _execute(chapter, folder, parameters, made_by, kernels, **variables) -> dict:  # the peaks
+    """One chapter through papermill; its notebook stays, whatever happens, and tells its origin.
+    Its kernel's process is noted in `kernels`."""
     import papermill
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -255,8 +258,9 @@ def _execute(chapter, folder, parameters, made_by) -> dict:  # of `_watch_memory
     place = tempfile.gettempdir()  # of sockets, whose paths have at most 107 characters
     place = tempfile.TemporaryDirectory(dir=place if len(place) < 80 else "/tmp")
     log, peaks, done = open(output.with_suffix(".log"), "wb"), {}, threading.Event()
-    watch = threading.Thread(target=_watch_memory, args=(peaks, done), daemon=True)
-    default = {"OMNIJET_HEADLESS": "1", "TQDM_DISABLE": "1", "OMNIJET_COMMAND": made_by["command"]}
+    watch = threading.Thread(target=_watch_memory, args=(kernels, peaks, done), daemon=True)
+    default = {"OMNIJET_HEADLESS": "1", "TQDM_DISABLE": "1", "OMNIJET_COMMAND": made_by["command"],
+               **variables}
     environment = {**default, **os.environ, "IPYTHONDIR": place.name,  # nobody's startup files
                    "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
@@ -264,6 +268,7 @@ def _execute(chapter, folder, parameters, made_by) -> dict:  # of `_watch_memory
         kernel_spec = KernelSpec(**get_kernel_dict())  # this Python, whatever "python3" is here
         async def start_kernel(self, **words):
             await super().start_kernel(env=environment, stdout=log, stderr=log, **words)
+            kernels.append(self.provisioner.pid)
 
     watch.start()
     try:
@@ -300,6 +305,7 @@ def run(
     until: str = None,  # stop after this chapter, e.g. 03_gpt or 03
     only: list = None,  # these chapters only, e.g. 01,03, on what the others have left
     parameters: dict = None,  # NAME or NAME.ENTRY: a value instead of the preset's; may be repeated
+    jobs: int = 1,  # chapters at a time, where they do not need each other; they share the cores
     verify: str = None,  # run nothing: name the files of this run that are not as they were written
 ) -> Path:  # the run folder
     "Run the chapters headless into runs/NAME, skipping those whose inputs are unchanged."
@@ -308,6 +314,7 @@ def run(
             raise files.OmnijetError(f"{verify}: not as it was written")
         return Path(verify)
     chapters, name = read_chapters(), Path(preset).stem if name is None else name
+    jobs = files.as_number(jobs, "jobs", 1)
     if name in ("", "..") or name != Path(name).name:
         raise files.OmnijetError(f"--name {name}: expected a name, not a path (see --runs)")
     values = choose_parameters(preset, parameters or {}, chapters)
@@ -323,56 +330,100 @@ def run(
             values[key] = values[key] and str(Path(values[key]).absolute())
         check_parameters(values)
     with _alone(folder):
-        _run_chapters(folder, chapters, chosen, values, force)
+        _run_chapters(folder, chapters, chosen, values, force, jobs)
     return folder
 
 # %% ../nbs/07_run.ipynb #1b330954
-def _run_chapters(folder, chapters, chosen, values, force):
+def _in_order(names, reads, work, jobs, stop):
+    """`work(name)` for each name whose `reads` are not among those still to do, `jobs` at a time;
+    if one fails, `stop()` ends the others."""
+    if jobs == 1:
+        for name in names:
+            work(name)
+        return
+    waiting, running = list(names), {}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                missing = {*waiting, *running.values()}
+                ready = [name for name in waiting if not missing & {*reads[name]}]
+                for name in ready[:jobs - len(running)]:
+                    waiting.remove(name)
+                    running[pool.submit(work, name)] = name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    running.pop(future)
+                    future.result()
+        except BaseException:
+            stop()
+            raise
+
+# %% ../nbs/07_run.ipynb #1b28c7b6
+def _run_chapters(folder, chapters, chosen, values, force, jobs):
     began, results = time.perf_counter(), folder / "results.json"
     for left in list(folder.rglob(".*.[0-9]*.tmp*")):  # of a run that was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     made_by = {"preset": values["preset"], "seed": values["seed"], **files.origin(),
                "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    old, prints = read_json(folder / "state.json"), {}
+    old, prints, kernels, lock = read_json(folder / "state.json"), {}, {}, threading.Lock()
     states = {k: x for k, x in old.get("chapters", old).items() if "code" in x}  # old: version 0.1
     state = {"chapters": states, "files": old.get("files", {})}
     for name, about in chapters.items():
         prints[name] = fingerprint(about, values, prints)
-    def entries():  # of results.json, but for those that an earlier version named otherwise
-        found = read_json(results).get("chapters", {})
-        return {k: x for k, x in found.items() if k in chapters and isinstance(x["numbers"], list)}
-    merge_json(results, **made_by, chapters=entries())
-    for i, name in enumerate(chosen):
+    share = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))}
+
+    def say(name, text, end="\n"):
+        head = f"[{chosen.index(name) + 1}/{len(chosen)}] {name}"
+        print(f"{head:<28} {text}", end=end, flush=True)
+
+    def update(change):  # the chapters of results.json, but for those of an earlier version
+        with statistics.results_lock(folder):
+            found = read_json(results).get("chapters", {}).items()
+            found = {k: x for k, x in found if k in chapters and isinstance(x["numbers"], list)}
+            merge_json(results, **made_by, chapters=change(found))
+
+    def work(name):
         about, before = chapters[name], states.get(name, {})
-        print(f"{f'[{i + 1}/{len(chosen)}] {name}':<28}", end=" ", flush=True)
         if not force and before.get("done") == prints[name]:
-            print("unchanged, skipped", flush=True)
-            continue
-        begun, there, code = time.perf_counter(), _sizes(folder), code_print(about)
-        for part in about["writes"]:
-            if force or (before.get("code", code) != code and part != "data"):
-                shutil.rmtree(folder / part, ignore_errors=True)
-        states[name] = {"code": code}
-        merge_json(folder / "state.json", **state)
-        merge_json(results, chapters={other: x for other, x in entries().items() if other != name})
-        given, peaks = {key: values[key] for key in about["parameters"]}, None
+            return say(name, "unchanged, skipped")
+        say(name, *(("", "") if jobs == 1 else ("begun",)))
+        begun, code, peaks = time.perf_counter(), code_print(about), None
+        with lock:
+            there = _sizes(folder)
+            for part in about["writes"]:
+                if force or (before.get("code", code) != code and part != "data"):
+                    shutil.rmtree(folder / part, ignore_errors=True)
+            states[name] = {"code": code}
+            merge_json(folder / "state.json", **state)
+        update(lambda found: {other: x for other, x in found.items() if other != name})
+        given, kernels[name] = {key: values[key] for key in about["parameters"]}, []
         try:
-            peaks = _execute(name, folder, given, made_by)
+            peaks = _execute(name, folder, given, made_by, kernels[name], **share)
         finally:
+            kernels[name].clear()
             seconds = round(time.perf_counter() - begun, 1)
             told = (f", {size:.1f} GB of {what}" for what, size in (peaks or {}).items())
-            print(f"{seconds:6.0f} s", *told, ", failed" * (peaks is None), sep="", flush=True)
-        found = {"numbers": [], **entries().get(name, {}), "seconds": seconds}
-        found["peak_gigabytes"] = peaks
-        merge_json(results, chapters=entries() | {name: found})
-        now, noted = _sizes(folder), state["files"]
-        for path in sorted(now):
-            if path not in noted or there.get(path) != now[path]:
-                noted[path] = files.checksum(folder / path)
-        for path in there.keys() - now.keys():
-            noted.pop(path, None)
-        states[name]["done"] = prints[name]
-        merge_json(folder / "state.json", **state)
+            text = f"{seconds:6.0f} s" + "".join(told) + ", failed" * (peaks is None)
+            print(text, flush=True) if jobs == 1 else say(name, text)
+        entry = {"seconds": seconds, "peak_gigabytes": peaks}
+        update(lambda found: found | {name: {"numbers": [], **found.get(name, {}), **entry}})
+        with lock:
+            now, noted = _sizes(folder), state["files"]
+            for path in sorted(now):
+                if path not in noted or there.get(path) != now[path]:
+                    with contextlib.suppress(FileNotFoundError):  # another chapter's, unfinished
+                        noted[path] = files.checksum(folder / path)
+            for path in there.keys() - now.keys():
+                noted.pop(path, None)
+            states[name]["done"] = prints[name]
+            merge_json(folder / "state.json", **state)
+
+    def stop():
+        for pid in sum(kernels.values(), []):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    update(dict)
+    _in_order(chosen, {name: chapters[name]["reads"] for name in chosen}, work, jobs, stop)
     state["files"]["results.json"] = files.checksum(results)
     merge_json(folder / "state.json", **state)
     minutes, figures = (time.perf_counter() - began) / 60, [*folder.glob("figures/*.png")]
@@ -407,7 +458,7 @@ def _test(arguments: list = ()):  # further words for pytest, behind -- if they 
 
 
 COMMANDS = {  # a function and those of its parameters that are options; capitals: without --
-    "run": "run.run preset name runs force until only parameters verify",
+    "run": "run.run preset name runs force until only parameters jobs verify",
     "simulate": "simulation.simulate_files out n classes seed workers format shard_size settings "
                 "mantissa_bits start",
     "download": "files.download split out dataset",

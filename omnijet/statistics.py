@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['QUANTITIES', 'PAPER', 'resample', 'fit_gaussians', 'resolution', 'auc', 'auc_with_error', 'two_sample_auc', 'w1',
            'w1_with_error', 'quantile_kl', 'peak_width', 'ratio_with_error', 'number', 'identity', 'select',
-           'read_numbers', 'record', 'show']
+           'read_numbers', 'results_lock', 'record', 'show']
 
 # %% ../nbs/00d_statistics.ipynb #6d77dec7
-import html, json, warnings
+import fcntl, html, json, warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from .files import OmnijetError, as_number, atomic, readable
+from .files import OmnijetError, as_number, atomic, make_folder, readable, writing
 from .data import CLASSES, CLASS_NAMES
 
 # %% ../nbs/00d_statistics.ipynb #e903b466
@@ -288,25 +289,37 @@ def read_numbers(run_dir, chapter: str = None) -> list:
         return [n for numbers in found for n in numbers if n["key"]]
 
 
+@contextmanager
+def results_lock(run_dir):
+    "Hold results.json of a run against chapters that are executed at the same time."
+    make_folder(run_dir)
+    with writing(run_dir):
+        lock = open(Path(run_dir, ".results.lock"), "a")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def record(run_dir, chapter: str, numbers: list):
     "Merge numbers into results.json of a run; OmnijetError if two have the same key and fields."
     path, new = Path(run_dir) / "results.json", {}
     for n in numbers:
         if new.setdefault(identity(n), n) is not n:
             raise OmnijetError(f"{path}: {chapter} has two numbers {n['title']!r}, expected one")
-    with readable(path):
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if results and "chapters" not in results:
-            raise OmnijetError(f"{path}: not the results of a run (no chapters): move it away")
-        entry = results.setdefault("chapters", {}).setdefault(chapter, {})
-        before = entry.get("numbers", [])
-        if before and isinstance(before, dict):
-            warnings.warn(f"{path}: numbers of {chapter} without keys (omnijet 0.1) are replaced")
-            before = []
-        entry["numbers"] = list(({identity(n): n for n in before} | new).values())
-    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    with results_lock(run_dir):
+        with readable(path):
+            results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            if results and "chapters" not in results:
+                raise OmnijetError(f"{path}: not the results of a run (no chapters): move it away")
+            entry = results.setdefault("chapters", {}).setdefault(chapter, {})
+            before = entry.get("numbers", [])
+            if before and isinstance(before, dict):
+                warnings.warn(f"{path}: numbers of {chapter} without keys (0.1) are replaced")
+                before = []
+            entry["numbers"] = list(({identity(n): n for n in before} | new).values())
+        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+        with atomic(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def show(numbers: list, rows: int = 10):

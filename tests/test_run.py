@@ -50,6 +50,7 @@ def test_help_of_every_command():
     (["run", "-p", "=1"], "-p =1"),
     (["run", "-p", "run_dir=x"], "--runs and --name"),
     (["run", "-p", "seed=-1"], "seed is -1, expected"),
+    (["run", "--jobs", "0"], "jobs is 0, expected"),
     (["run", "-p", "seed=null"], "seed is None, expected"),
     (["run", "-p", "seed=2020-01-01"], "seed=2020-01-01"),
     (["run", "-p", "seed=010"], "010"),
@@ -197,17 +198,18 @@ def test_results_of_the_first_version(tmp_path):
         assert done.returncode == 1 and "run it again" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def house(folder, *cells):
-    "A package that has one chapter, of these cells."
-    (folder / "nbs" / "presets").mkdir(parents=True)
-    (folder / "omnijet").symlink_to(ROOT / "omnijet")
-    (folder / "nbs" / "presets" / "smoke.yaml").write_text("preset: smoke\n")
+def house(folder, *cells, chapter="00_tiny"):
+    "A package that has one chapter (or one more), of these cells."
+    if not folder.exists():
+        (folder / "nbs" / "presets").mkdir(parents=True)
+        (folder / "omnijet").symlink_to(ROOT / "omnijet")
+        (folder / "nbs" / "presets" / "smoke.yaml").write_text("preset: smoke\n")
     cells = ["preset = 'smoke'\nrun_dir = '../runs/smoke'\nseed = 1", *cells]
     cells = [{"cell_type": "code", "id": f"cell{i}", "metadata": {"tags": [] if i else ["parameters"]}, "outputs": [],
               "execution_count": None, "source": source} for i, source in enumerate(cells)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
     book = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    (folder / "nbs" / "00_tiny.ipynb").write_text(json.dumps(book))
+    (folder / "nbs" / f"{chapter}.ipynb").write_text(json.dumps(book))
     return folder
 
 
@@ -244,6 +246,39 @@ def test_errors_of_a_chapter_are_one_line(tmp_path):
     done = omnijet("run", cwd=here, PYTHONPATH=str(here))
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "chapter 00_tiny, cell" in done.stderr and "ValueError: first second" in done.stderr
+
+
+RECORD = """from omnijet.statistics import number, record
+for i in range(40):
+    record(run_dir, "{0}", [number("codes_used", i / 40, sample=f"{{i}}")])
+import os, pathlib
+pathlib.Path(run_dir, "{0}.txt").write_text(os.environ["OMP_NUM_THREADS"])"""
+
+
+def test_chapters_at_the_same_time(tmp_path):
+    "No number of two chapters is lost, what reads waits for what it reads; a failing chapter ends the run, which then goes on."
+    names = "00_tiny", "01_tiny", "02_tiny"
+    for name in names[:2]:
+        here = house(tmp_path / "house", f"#| default_exp {name}\nreads = []\nwrites = []", RECORD.format(name), chapter=name)
+    waits = "import pathlib\nassert all(pathlib.Path(run_dir, f'0{i}_tiny.txt').exists() for i in (0, 1))"
+    house(here, f"#| default_exp x\nreads = {list(names[:2])}\nwrites = []", waits, "raise ValueError('no')", chapter=names[2])
+    done = omnijet("run", "--jobs", 2, cwd=here, PYTHONPATH=str(here))
+    assert done.returncode == 1 and "chapter 02_tiny, cell" in done.stderr and "ValueError: no" in done.stderr and done.stderr.count("\n") == 1
+    house(here, f"#| default_exp x\nreads = {list(names[:2])}\nwrites = []", waits, chapter=names[2])
+    done = omnijet("run", "--jobs", 2, cwd=here, PYTHONPATH=str(here))
+    assert done.returncode == 0 and done.stdout.count("unchanged, skipped") == 2, done.stderr
+    run = here / "runs" / "smoke"
+    found = json.loads((run / "results.json").read_text())["chapters"]
+    assert [len(found[name]["numbers"]) for name in names] == [40, 40, 0] and found["00_tiny"]["peak_gigabytes"]["memory"] > 0
+    assert (run / "00_tiny.txt").read_text() == str(max(1, os.cpu_count() // 2))
+    assert omnijet("run", "--verify", run).returncode == 0
+
+
+def test_a_chapter_that_fails_ends_those_beside_it(tmp_path):
+    here = house(tmp_path / "house", "import time\ntime.sleep(600)", chapter="00_tiny")
+    house(here, "raise ValueError('no')", chapter="01_tiny")
+    done = omnijet("run", "--jobs", 2, cwd=here, PYTHONPATH=str(here))
+    assert done.returncode == 1 and "ValueError: no" in done.stderr and done.stdout.count("failed") == 2
 
 
 def test_run_folder_that_cannot_be_written(tmp_path):
@@ -399,7 +434,7 @@ def test_chapters_of_a_run():
         assert all(other in chapters and other < name for other in about["reads"]), name
     assert {part: name for name, about in chapters.items() for part in about["writes"] if part != "flow_matching"} == {
         "data": "00b_simulation", "tokenizers": "01_vqvae", "tokens": "01_vqvae", "quality": "02_token_quality",
-        "backbone": "03_gpt", "backbone_single": "03_gpt", "backbone_conditional": "03_gpt",
+        **dict.fromkeys(["backbone", "backbone_single", "backbone_jet", "backbone_jet_single", "backbone_conditional"], "03_gpt"),
         "generated": "04_generation", "transfer": "05_transfer", "public": "05a_public_jets", "showers": "08_showers"}
     assert {"01_vqvae", "03_gpt"} <= set(chapters["04_generation"]["reads"])
 
