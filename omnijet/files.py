@@ -12,7 +12,7 @@ __all__ = ['PACKAGES', 'SUMS', 'to_numpy', 'ROW_GROUP', 'FILES', 'ARCHIVES', 'DA
 import errno, functools, glob, hashlib, http.client, importlib.metadata, json, os
 import pickletools, platform, re, shlex, shutil, subprocess, sys, tarfile, time, urllib.request
 import warnings, zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import awkward as ak
@@ -83,13 +83,17 @@ class _Lines(tqdm):
     def display(self, msg=None, pos=None):
         if not self.disable and self.format_dict["elapsed"] > 60 * getattr(self, "minutes", 1):
             self.minutes = self.format_dict["elapsed"] // 60 + 1
-            print(self.format_meter(**self.format_dict | {"ncols": 0}), file=sys.stderr, flush=True)
+            line = self.format_meter(**self.format_dict | {"ncols": 80})
+            log = os.environ.get("OMNIJET_PROGRESS")
+            with open(log, "a") if log else nullcontext(sys.stderr) as file:
+                print(line, file=file, flush=True)
 
 
 def progress_bar(iterable=None, show=True, **options):
-    "tqdm's progress bar, with its options; in a file, where nobody looks, a line a minute."
+    """tqdm's progress bar, with its options; in a file, where nobody looks, a line a minute (in the
+    file that OMNIJET_PROGRESS names)."""
     looked_at = sys.stderr.isatty() or "ipykernel" in sys.modules
-    bar = tqdm_auto if looked_at else _Lines
+    bar = tqdm_auto if looked_at and "OMNIJET_PROGRESS" not in os.environ else _Lines
     hidden = {} if show else {"disable": True}  # else as TQDM_DISABLE says
     return bar(iterable, **{"leave": False, **options, **hidden})
 

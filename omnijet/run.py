@@ -11,6 +11,7 @@ __all__ = ['files', 'formats', 'statistics', 'NOT_RUN', 'COMMANDS', 'chapters_di
 import argparse, ast, contextlib, fcntl, hashlib, importlib, json, os, re
 import shutil, signal, subprocess, sys, tempfile, threading, time, warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -230,23 +231,29 @@ def verify_run(folder) -> dict:  # paths in it: changed, missing, added; chapter
     return found
 
 # %% ../nbs/07_run.ipynb #1c52ce3e
-def _watch_memory(kernels, peaks, done):  # of processes and their children, on a GPU in use, in GB
+def _watch_memory(kernels, peaks):  # of processes and their children, on a GPU in use, in GB
     import psutil
     import torch
-    while not done.wait(0.5):
-        with contextlib.suppress(psutil.Error):  # a child that has ended meanwhile
-            parents = [psutil.Process(pid) for pid in kernels]
-            family = [x for parent in parents for x in (parent, *parent.children(recursive=True))]
-            used = sum(process.memory_info().rss for process in family) / 1e9
-            peaks["memory"] = max(peaks.get("memory", 0.0), round(used, 2))
-        if torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
-            peaks["GPU memory"] = max(peaks.get("GPU memory", 0.0), round((total - free) / 1e9, 2))
+    with contextlib.suppress(psutil.Error):  # a child that has ended meanwhile
+        parents = [psutil.Process(pid) for pid in kernels]
+        family = [x for parent in parents for x in (parent, *parent.children(recursive=True))]
+        used = sum(process.memory_info().rss for process in family) / 1e9
+        peaks["memory"] = max(peaks.get("memory", 0.0), round(used, 2))
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        peaks["GPU memory"] = max(peaks.get("GPU memory", 0.0), round((total - free) / 1e9, 2))
 
 
-def _execute(chapter, folder, parameters, made_by, kernels, **variables) -> dict:  # the peaks
+def _last_progress(log) -> str:  # the newest line of a progress bar at the end of a file, or ""
+    with open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        told = re.findall(r"^.*%\|.*\[.*<.*\]", file.read().decode(errors="replace"), re.MULTILINE)
+    return told[-1] if told else ""
+
+
+def _execute(chapter, folder, parameters, made_by, kernels, tell=print, **variables) -> dict:
     """One chapter through papermill; its notebook stays, whatever happens, and tells its origin.
-    Its kernel's process is noted in `kernels`."""
+    Its kernel's process is noted in `kernels`, its progress goes to `tell`; returns its peaks."""
     import papermill
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -257,10 +264,10 @@ def _execute(chapter, folder, parameters, made_by, kernels, **variables) -> dict
     output.parent.mkdir(exist_ok=True)
     place = tempfile.gettempdir()  # of sockets, whose paths have at most 107 characters
     place = tempfile.TemporaryDirectory(dir=place if len(place) < 80 else "/tmp")
-    log, peaks, done = open(output.with_suffix(".log"), "wb"), {}, threading.Event()
-    watch = threading.Thread(target=_watch_memory, args=(kernels, peaks, done), daemon=True)
-    default = {"OMNIJET_HEADLESS": "1", "TQDM_DISABLE": "1", "OMNIJET_COMMAND": made_by["command"],
-               **variables}
+    output.with_suffix(".log").write_bytes(b"")
+    log, peaks, done = open(output.with_suffix(".log"), "ab"), {}, threading.Event()
+    default = {"OMNIJET_HEADLESS": "1", "OMNIJET_PROGRESS": log.name,
+               "OMNIJET_COMMAND": made_by["command"], **variables}
     environment = {**default, **os.environ, "IPYTHONDIR": place.name,  # nobody's startup files
                    "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
@@ -270,6 +277,16 @@ def _execute(chapter, folder, parameters, made_by, kernels, **variables) -> dict
             await super().start_kernel(env=environment, stdout=log, stderr=log, **words)
             kernels.append(self.provisioner.pid)
 
+    def look():
+        told = ""
+        while not done.wait(0.5):
+            _watch_memory(kernels, peaks)
+            now = _last_progress(log.name)
+            if now != told:
+                tell(now)
+            told = now
+
+    watch = threading.Thread(target=look, daemon=True)
     watch.start()
     try:
         with log, place:
@@ -359,6 +376,7 @@ def _in_order(names, reads, work, jobs, stop):
 
 # %% ../nbs/07_run.ipynb #1b28c7b6
 def _run_chapters(folder, chapters, chosen, values, force, jobs):
+    from tqdm import tqdm
     began, results = time.perf_counter(), folder / "results.json"
     for left in list(folder.rglob(".*.[0-9]*.tmp*")):  # of a run that was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -371,9 +389,9 @@ def _run_chapters(folder, chapters, chosen, values, force, jobs):
         prints[name] = fingerprint(about, values, prints)
     share = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))}
 
-    def say(name, text, end="\n"):
+    def say(name, text):
         head = f"[{chosen.index(name) + 1}/{len(chosen)}] {name}"
-        print(f"{head:<28} {text}", end=end, flush=True)
+        tqdm.write(f"{head:<28} {text}")
 
     def update(change):  # the chapters of results.json, but for those of an earlier version
         with statistics.results_lock(folder):
@@ -385,7 +403,7 @@ def _run_chapters(folder, chapters, chosen, values, force, jobs):
         about, before = chapters[name], states.get(name, {})
         if not force and before.get("done") == prints[name]:
             return say(name, "unchanged, skipped")
-        say(name, *(("", "") if jobs == 1 else ("begun",)))
+        say(name, "begun")
         begun, code, peaks = time.perf_counter(), code_print(about), None
         with lock:
             there = _sizes(folder)
@@ -396,14 +414,14 @@ def _run_chapters(folder, chapters, chosen, values, force, jobs):
             merge_json(folder / "state.json", **state)
         update(lambda found: {other: x for other, x in found.items() if other != name})
         given, kernels[name] = {key: values[key] for key in about["parameters"]}, []
+        tell = partial(say, name)
         try:
-            peaks = _execute(name, folder, given, made_by, kernels[name], **share)
+            peaks = _execute(name, folder, given, made_by, kernels[name], tell, **share)
         finally:
             kernels[name].clear()
             seconds = round(time.perf_counter() - begun, 1)
             told = (f", {size:.1f} GB of {what}" for what, size in (peaks or {}).items())
-            text = f"{seconds:6.0f} s" + "".join(told) + ", failed" * (peaks is None)
-            print(text, flush=True) if jobs == 1 else say(name, text)
+            say(name, f"{seconds:.0f} s" + "".join(told) + ", failed" * (peaks is None))
         entry = {"seconds": seconds, "peak_gigabytes": peaks}
         update(lambda found: found | {name: {"numbers": [], **found.get(name, {}), **entry}})
         with lock:

@@ -281,6 +281,24 @@ def test_a_chapter_that_fails_ends_those_beside_it(tmp_path):
     assert done.returncode == 1 and "ValueError: no" in done.stderr and done.stdout.count("failed") == 2
 
 
+def test_a_run_repeats_how_far_its_chapters_are(tmp_path, monkeypatch):
+    from omnijet.files import progress_bar
+    from omnijet.run import _last_progress
+    log = tmp_path / "x.log"
+    log.write_text("a banner\n")
+    monkeypatch.setenv("OMNIJET_PROGRESS", str(log))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    with progress_bar(total=40, desc="steps") as bar:
+        bar.update(10)
+        assert _last_progress(log) == ""  # nothing in the first minute
+        bar.start_t -= 90
+        bar.update(10)
+        bar.refresh()
+        bar.refresh()
+    log.write_text(log.read_text() + "another banner\n")
+    assert log.read_text().count("steps:") == 1 and "20/40" in _last_progress(log)
+
+
 def test_run_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     done = omnijet("run", cwd=tmp_path)
