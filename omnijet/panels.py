@@ -21,6 +21,7 @@ import awkward as ak
 import ipywidgets as W
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import HTML
 from matplotlib.colors import ListedColormap
 from matplotlib.patheffects import withStroke
 
@@ -354,13 +355,10 @@ def headless() -> bool:
 def note(error, example: str):
     "What a widget shows when its model is missing: an example of what can be shown after a run."
     use = "Give a model, its folder or its name, for instance, after omnijet run:"
-    if headless():
-        fig = plt.figure(figsize=(7, 1))
-        fig.text(0.01, 0.5, f"{error}\n{use}\n{example}", wrap=True, va="center")
-        plt.close(fig)
-        return fig
-    style = f"<style>{CANVAS.with_suffix('.css').read_text()}</style>"
     text = f"<h4>Nothing to show yet</h4><p>{error}</p><p>{use} <code>{example}</code></p>"
+    if headless():
+        return HTML(text)
+    style = f"<style>{CANVAS.with_suffix('.css').read_text()}</style>"
     return W.VBox([html(style + text)])
 
 # %% ../nbs/06a_panels.ipynb #bda15fda

@@ -105,10 +105,10 @@ def show(self: JetBrowserView):
     self.canvas.panel = jet_panel(*(jet[0] for jet in self.shown), title=", ".join(names))
     names = {"mass": "mass [GeV]", "pt": "p<sub>T</sub> [GeV]", "n_constituents": "constituents",
              "tau21": "τ<sub>21</sub>", "tau32": "τ<sub>32</sub>"}
-    values = [observables(jet, names) for jet in self.shown]
-    rows = [[f"<strong>{text}</strong>", *(f"{v[name][0]:.4g}" for v in values)]
+    values = observables(ak.concatenate([jet[FEATURES] for jet in self.shown]), names)
+    rows = [[f"<strong>{text}</strong>", *(f"{value:.4g}" for value in values[name])]
             for name, text in names.items()]
-    self.about.value = table_text(["", "original", "reconstructed"][:1 + len(values)], rows)
+    self.about.value = table_text(["", "original", "reconstructed"][:1 + len(self.shown)], rows)
     self.write_rows()
 
 

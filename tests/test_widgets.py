@@ -729,9 +729,11 @@ def test_headless_makes_pictures_and_no_widgets(monkeypatch, model, grid, jets, 
 
     monkeypatch.setenv("OMNIJET_HEADLESS", "1")
     before = open_widgets()
-    made = [widgets.JetBrowser(jets, grid), widgets.TokenExplorer(grid, jets), widgets.GenerationPlayground(model, grid, jets), widgets.TokenExplorer("omnijet/no-such"),
-            widgets.TransferExplorer([{"strategy": "scratch", "size": 100, "seed": 1, "accuracy": 0.6}]), widgets.TransferExplorer(tmp_path)]
+    made = [widgets.JetBrowser(jets, grid), widgets.TokenExplorer(grid, jets), widgets.GenerationPlayground(model, grid, jets),
+            widgets.TransferExplorer([{"strategy": "scratch", "size": 100, "seed": 1, "accuracy": 0.6}])]
+    missing = [widgets.TokenExplorer("omnijet/no-such").data, widgets.TransferExplorer(tmp_path).data]
     assert all(isinstance(figure, Figure) for figure in made) and open_widgets() == before
+    assert "no such folder" in missing[0] and "run chapter 05_transfer first" in missing[1]
 
 
 def texts(widget):

@@ -404,6 +404,19 @@ def test_two_models_side_by_side(chapter):
     chapter.shot("06_generation_two_models", cell)
 
 
+def test_jets_of_an_asked_mass(chapter):
+    cell = run_below(chapter, "told = GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2, jet_tokens={'mass': [0, 40, 80, 120, 400]})\n"
+                              "GenerationPlayground(told, grid, jets)")
+    fill(field(cell, "jet mass"), "85, 115")
+    cell.get_by_role("button", name="Finish").click()
+    says(cell.locator("h4").first, r"stopped|· 128 constituents")
+    cell.get_by_role("button", name="Code").first.click()
+    says(cell.locator("pre").first, r"mass=\(85\.0, 115\.0\)")                       # the jet shown was asked for
+    fill(field(cell, "jet mass"), "heavy")
+    says(cell, "mass.*heavy")                                                        # and what is no mass is one line
+    chapter.shot("06_generation_asked", cell)
+
+
 def test_gallery_sorts_turns_pages_and_shows_a_jet(chapter):
     cell, page = chapter.widget("JetGallery(jets, grid, untrained, tagger=None)"), chapter.page
     title, about, first = cell.locator("h4").first, cell.locator("h4").nth(1), cell.locator(".omnijet-canvas").first
