@@ -114,7 +114,7 @@ def pretrain_files(
     data,  # jets, or tokens of `omnijet tokenize`: file, folder or glob
     out,  # folder for the model; its tokens/ and training/ let the same command go on
     tokenizer="omnijet/tokenizer-8192",  # a tokenizer, or what load_tokenizer takes
-    layout: str = None,  # of files whose content does not tell: a YAML file, see `read_jets`
+    layout: str = None,  # a YAML file: tree, columns, jet, labels of files of another layout
     classes: list = None,  # only these
     max_jets: int = None,  # at most so many
     backbone: str = None,  # a GenerativeModel to go on from; None: a new one

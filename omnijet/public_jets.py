@@ -20,10 +20,10 @@ from .data import AXIS, LABELS, MOMENTA, Ragged, cartesian, directions, read_jet
 from .data import to_jets
 from .simulation import simulate, worker_pool
 from .observables import observables
-from .statistics import number, w1_with_error
+from .statistics import number, quality, w1_with_error
 from .training import TrainingConfig, train
 from .gpt import GenerativeModel
-from .transfer import JetClassifier, finetune, quality, targets
+from .transfer import JetClassifier, finetune, targets
 
 # %% ../nbs/05a_public_jets.ipynb #905fee2d
 SAMPLES = {  # of published splits and excerpts: the names of their files

@@ -562,11 +562,11 @@ def tokenize_files(
     batch_size: int = None,  # jets; None: 128 on a CPU, whose caches they fit, 1024 elsewhere
     mirror: tuple = (),  # turn the sign of these: eta_rel, phi_rel
     progress: bool = True,
-    layout: str = None,  # of files whose content does not tell: a YAML file, see `read_jets`
+    layout: str = None,  # a YAML file: tree, columns, jet, labels of files of another layout
     resume: bool = False,  # files of tokens made before of the same jets by the same tokenizer stay
     max_jets: int = None,  # at most so many, shared evenly among the files
 ) -> list:  # the files written
-    "Tokenize files of jets, or their mirror images. `OmnijetError` where one cannot be read."
+    "Tokenize files of jets. `OmnijetError` where one cannot be read."
     batch_size = as_number(batch_size, "batch_size", low=1, optional=True)
     mirror = sorted(mirror)
     if tuple(mirror) not in [(), *MIRRORS]:

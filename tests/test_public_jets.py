@@ -13,7 +13,8 @@ from omnijet.files import OmnijetError, read_metadata, write_columns
 from omnijet.gpt import GenerativeModel
 from omnijet.public_jets import other_detector, read_public
 from omnijet.run import main
-from omnijet.transfer import JetClassifier, encode_images, finetune, finetune_files, image, recipe, tag_files
+from omnijet.statistics import linear_probe
+from omnijet.transfer import JetClassifier, encode_images, finetune, finetune_files, image, recipe, tag_files, targets
 from omnijet.vqvae import BinnedTokenizer, VQVAE
 
 
@@ -69,16 +70,37 @@ def test_a_tagger_says_the_same_of_a_mirrored_jet(folder, jets):
 
 @pytest.mark.parametrize("strategy", ["finetune", "frozen", "scratch"])
 def test_the_recipe_adapts(strategy):
-    "More jets: larger batches and more steps, fewer epochs; the last stage takes the changes."
-    configs = [recipe(n, strategy)[-1][1] for n in (10, 100, 1000, 10_000)]
+    "More jets: larger batches and more steps, fewer epochs; and changes of any setting."
+    configs = [recipe(n, strategy) for n in (10, 100, 1000, 10_000)]
     steps = [c.epochs * n / c.batch_size for c, n in zip(configs, (10, 100, 1000, 10_000))]
     assert steps == sorted(steps) and [c.epochs for c in configs] == sorted((c.epochs for c in configs), reverse=True)
     assert all(c.patience is None for c in configs)
-    assert recipe(100, strategy, epochs=3, lr=0.5, seed=7)[-1][1].lr == 0.5
-    assert recipe(100, strategy, seed=7)[0][1].seed == 7
-    assert [kind for kind, _ in recipe(100, strategy)] == {"finetune": ["frozen", "finetune"]}.get(strategy, [strategy])
-    assert [kind for kind, _ in recipe(100, strategy, warm=True)] == [strategy]
+    changed = recipe(100, strategy, epochs=3, lr=0.5, seed=7)
+    assert (changed.epochs, changed.lr, changed.seed) == (3, 0.5, 7)
     with pytest.raises(OmnijetError, match="epochs is 'many'"): recipe(100, strategy, epochs="many")
+
+
+@pytest.mark.parametrize("classes", [["ZJetsToNuNu", "TTBar"], ["HToBB", "TTBar", "WToQQ"]])
+@pytest.mark.parametrize("strategy", ["finetune", "frozen"])
+def test_fine_tuning_starts_from_the_linear_probe(folder, classes, strategy):
+    "At a learning rate of nearly nothing the tagger is the regularized logistic regression on the sums of the embeddings."
+    grid, some = BinnedTokenizer.from_pretrained(folder / "grid"), sample_jets(classes, max_jets=40)
+    some = some[np.random.default_rng(2).permutation(len(some))]
+    tagger = finetune(some, folder / "backbone", grid, strategy, images=3, **QUICK | {"lr": 1e-12})
+    codes, target = encode_images(grid, some, 3), targets(some.label, tagger.classes)
+    x = JetClassifier.from_generative(folder / "backbone", classes).sums(codes)
+    weights, constants = linear_probe(x, target, 3)
+    logits = torch.from_numpy(x @ weights.T + constants)
+    assert np.allclose(tagger.predict(codes), logits.softmax(1), atol=1e-3)
+    assert (logits[:len(some)].argmax(1).numpy() == target).mean() > 1.3 / len(classes)
+
+
+def test_few_jets_and_narrow_networks(folder):
+    "One jet of a class leaves nothing to cross-validate by; ten classes do not fit a head of sixteen units as a linear one."
+    grid, some = BinnedTokenizer.from_pretrained(folder / "grid"), sample_jets(max_jets=2)
+    assert finetune(some, folder / "backbone", grid, images=2, **QUICK).tag(some, grid).shape == (20, 10)
+    two = sample_jets(["ZJetsToNuNu", "TTBar"], max_jets=1)
+    assert finetune(two, folder / "backbone", grid, images=2, **QUICK).tag(two, grid).shape == (2, 2)
 
 
 def test_a_tagger_is_gone_on_from(folder, jets, tmp_path):
