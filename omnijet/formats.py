@@ -410,7 +410,8 @@ def _momenta(path, names, has) -> list:
         known = ", ".join(title for title in LAYOUTS if title != "columns as in JetClass")
         raise OmnijetError(
             f"{path}: no branch {', '.join(lacks)} (has: {', '.join(names) or 'nothing'}); formats "
-            f"that are known: {known}; of any other, `columns` (or --layout, a YAML file) says which branches to take")
+            f"that are known: {known}; of any other, `columns` (or --layout, a YAML file) says "
+            "which branches to take")
     return [*chosen.values()]
 
 # %% ../nbs/00g_formats.ipynb #b3f26cfc

@@ -48,7 +48,7 @@ def generate_files(
     model,  # a GenerativeModel, or what its from_pretrained takes
     out,  # folder for generated_00000.parquet, …
     n: int,  # jets
-    tokenizer=None,  # decodes the tokens: a tokenizer, or what load_tokenizer takes
+    tokenizer=None,  # the one of its codes, or its folder or name; None: files hold tokens only
     seed: int = 1,
     batch_size: int | None = None,  # jets made at a time
     where=None,  # a torch device, "cpu", "cuda", …; None: the best there is
@@ -113,7 +113,7 @@ def _split(data, files, seed):
 def pretrain_files(
     data,  # jets, or tokens of `omnijet tokenize`: file, folder or glob
     out,  # folder for the model; its tokens/ and training/ let the same command go on
-    tokenizer="omnijet/tokenizer-8192",  # a tokenizer, or what load_tokenizer takes
+    tokenizer="omnijet/tokenizer-8192",  # of codes to learn: its folder or name
     layout: str = None,  # a YAML file: tree, columns, jet, labels of files of another layout
     classes: list = None,  # only these
     max_jets: int = None,  # at most so many

@@ -16,13 +16,11 @@ import numpy as np
 
 from .files import OmnijetError, as_number, to_numpy
 from .formats import UNLABELLED
-from .data import AXIS, LABELS, MOMENTA, Ragged, cartesian, directions, read_jets, to_columns
-from .data import to_jets
+from .data import MOMENTA, Ragged, cartesian, directions, read_jets, to_columns, to_jets
 from .simulation import simulate, worker_pool
 from .observables import observables
 from .statistics import number, quality, w1_with_error
 from .training import TrainingConfig, train
-from .gpt import GenerativeModel
 from .transfer import JetClassifier, finetune, targets
 
 # %% ../nbs/05a_public_jets.ipynb #905fee2d

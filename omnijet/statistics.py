@@ -153,7 +153,7 @@ def quality(probabilities: np.ndarray, target: np.ndarray) -> dict:
 
 # %% ../nbs/00d_statistics.ipynb #f539579a
 def folds(target: np.ndarray, seed: int, n: int = 5) -> np.ndarray:
-    "Parts 0 … n − 1 of jets with target (n_jets,), at random and with the same share of each class."
+    "Parts 0 … n − 1 of jets with target (n_jets,), at random, with the same share of each class."
     order, fold = np.random.default_rng(seed).permutation(len(target)), np.empty(len(target), int)
     for k in np.unique(target):
         of_class = order[target[order] == k]
@@ -162,9 +162,9 @@ def folds(target: np.ndarray, seed: int, n: int = 5) -> np.ndarray:
 
 
 def linear_probe(x, target, images: int = 1, seed: int = 1) -> tuple:
-    """Logistic regression on x (images · n, W) of n jets with target (n,): weights (C, W) and constants
-    (C,) of the logits. Each class counts the same; how small the weights are held is chosen by
-    five-fold cross-validation over the jets, whose images (all jets, then again) stay together."""
+    """Logistic regression on x (images · n, W) of n jets with target (n,): weights (C, W) and
+    constants (C,) of the logits. Each class counts the same; how small the weights are held is
+    chosen by five-fold cross-validation over the jets: all images of one are in the same part."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
