@@ -539,15 +539,16 @@ def GenerationPlayground(
     jets = shown_jets(jets, to_tokenize=True)
     growings = [Growing(m, t, jet_class=classes[0] if m.vocabulary.classes else None)
                 for m, t in zip(models, tokenizers)]
+    names = [Path(m).name for m, _ in given if isinstance(m, (str, Path))]
+    if len(set(names)) < len(given):
+        names = [f"model {i + 1}" for i in range(len(given))]
+    names = [f"{name}: " for name in names] if len(given) > 1 else [""]
     if headless():
         for _ in range(5):
             growings[0].draw()
         for growing in growings[1:]:
             growing.codes = growings[0].codes
-        return picture(*(p for g in growings for p in growing_panels(g, *g.expected())))
-    names = [Path(m).name for m, _ in given if isinstance(m, (str, Path))]
-    if len(set(names)) < len(given):
-        names = [f"model {i + 1}" for i in range(len(given))]
-    names = [f"{name}: " for name in names] if len(given) > 1 else [""]
+        return picture(*(p | {"title": name + p["title"]} for name, g in zip(names, growings)
+                         for p in growing_panels(g, *g.expected())))
     sides = [Side(*about) for about in zip(names, models, tokenizers, given)]
     return GenerationPlaygroundView(sides, jets, again)
