@@ -130,33 +130,33 @@ class Attention(nn.Module):
 # %% ../nbs/03_gpt.ipynb #ae9ab68b
 class JetSoFar(nn.Module):
     "What the tokens of a jet sum to, up to each position, and what of the announced is missing."
-    announced = ("pt", "mass", "n_constituents")  # jet tokens it can read
+    announced = {"pt": 0, "mass": 1, "n_constituents": 2, "energy_sum": 0}  # tokens it can read
     asked = (*announced, "incident_energy")  # what a jet, or a shower, can be asked to have
-    unit = (100.0, 100.0, 40.0)  # GeV, GeV, constituents
+    unit = (100.0, 100.0, 40.0)  # GeV (energies of hits: MeV), GeV, constituents
 
     def __init__(self, vocabulary_size: int, width: int = 0):  # of the embedding; 0: sums alone
         super().__init__()
         self.width = width
         # of each token: E, px, py, pz, pT η, pT φ, 1; what it announces, in units; whether it does
+        # (of hits: the energy twice, 0, 0, the energy times the last two features, scaled / 10)
         self.register_buffer("table", torch.zeros(vocabulary_size, 13))
         layers = [Linear(19, 128), nn.GELU(), Linear(128, width)] if width else []
         self.network = nn.Sequential(*layers)
 
     def learn(self, tokenizer, vocabulary: Vocabulary):
         "Take what a tokenizer's codes decode to, each alone, and the middle of the jet's bins."
-        K, names = vocabulary.codebook_size, getattr(tokenizer, "features", JETS).names
-        codes = np.tile([0.0] * 6 + [1], (K, 1))
-        if names == JETS.names:
-            alone = tokenizer.decode(np.arange(K)[:, None])
-            pt, eta, phi = (ak.to_numpy(ak.flatten(alone[name])) for name in names)
-            momenta = pt * np.cosh(eta), *cartesian(pt, eta, phi)
-            codes[:, :6] = np.stack([*momenta, pt * eta, pt * phi], 1)
-        elif self.width or {"pt", "mass"} & {*vocabulary.bins}:
-            raise OmnijetError(f"the tokenizer's codes have no momenta, but {', '.join(names)}: "
-                               "expected a model without so_far and tokens of pt and mass")
+        K, features = vocabulary.codebook_size, getattr(tokenizer, "features", JETS)
+        names, jets = features.names, features.names == JETS.names
+        for name in ({"energy_sum"} if jets else {"pt", "mass"}) & {*vocabulary.bins}:
+            raise OmnijetError(f"codes of {', '.join(names)} have no {name}, expected other tokens")
+        alone = tokenizer.decode(np.arange(K)[:, None])
+        x = np.stack([ak.to_numpy(ak.flatten(alone[name])) for name in names], 1)
+        pt, (y, z) = x[:, 0], (x if jets else features.scale(x) / 10).T[[len(names) // 2, -1]]
+        momenta = (pt * np.cosh(y), *cartesian(pt, y, z)) if jets else (pt, pt, 0 * pt, 0 * pt)
+        codes = np.stack([*momenta, pt * y, pt * z, np.ones_like(pt)], 1)
         self.table.zero_()
         self.table[1:K + 1, :7] = torch.from_numpy(codes)
-        for i, name in enumerate(self.announced):
+        for name, i in self.announced.items():
             if name in vocabulary.bins:
                 edges, rows = vocabulary.edges[name], self.table[vocabulary.bins[name]]
                 middle = (edges[1:] + edges[:-1]) / 2 / self.unit[i]
@@ -176,12 +176,12 @@ class JetSoFar(nn.Module):
         E, px, py, pz, *_, n = total[..., :7].unbind(-1)
         square = (E + pz) * (E - pz) - px**2 - py**2
         values = torch.hypot(px, py), square.clamp(min=0).sqrt(), n
-        return dict(zip(self.announced, values))
+        return {name: values[i] for name, i in self.announced.items()}
 
     def features(self, total):  # (…, 13) -> (…, 19)
         "What the network reads: sums, what is missing (coarse, fine), what was announced at all."
         unit, known = total.new_tensor(self.unit), total[..., 10:]
-        now = torch.stack([*self.quantities(total).values()], -1) / unit
+        now = torch.stack([*self.quantities(total).values()][:3], -1) / unit
         missing = (total[..., 7:10] - now) * known
         moments = total[..., 4:6] / 100
         mean = total[..., 4:6] / total[..., :1].clamp(min=1e-3)
@@ -311,7 +311,7 @@ def next_token_loss(x, head: nn.Linear, targets, chunk=None) -> torch.Tensor:  #
 # %% ../nbs/03_gpt.ipynb #8551f56f
 def jet_token_edges(
     tokenizer, tokens: Ragged,  # jets of the training
-    bins: dict,  # {quantity: number of bins}, of pt, mass, n_constituents, or an extra of `tokens`
+    bins: dict,  # {quantity: number of bins}, of `JetSoFar.announced`, or an extra of `tokens`
     whole: bool = False,  # of jets decoded whole (10,000 of them), not of each code alone
 ) -> dict:  # {quantity: edges}
     "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
@@ -497,7 +497,8 @@ class Sampling:
     pt: object = None  # GeV, of a model with jet tokens: a value, or a pair (from, to); …
     mass: object = None  # … so is the jet mass,
     n_constituents: object = None  # … and the number of constituents
-    incident_energy: object = None  # GeV, of a model of showers
+    energy_sum: object = None  # MeV, of a model of showers,
+    incident_energy: object = None  # … and the photon's energy, GeV
 
     def __post_init__(self):
         vars(self).update(

@@ -75,8 +75,9 @@ def read_preset(name: str) -> dict:
 
 _MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "backbone_single": "TTBar",
                 "backbone_jet_tokens": {"pt": 64, "mass": 64, "n_constituents": 64},
+                "shower_tokens": {"incident_energy": 8, "energy_sum": 32, "n_constituents": 32},
                 "backbone_max_jets": 1, "backbone_training.patience": 1}
-_MAY_BE_ZERO = ("seed|.*workers|.*replace_freq|shower_energy_bins"  # of whole numbers
+_MAY_BE_ZERO = ("seed|.*workers|.*replace_freq"  # of whole numbers
                 "|transfer_(ten_class|vincia)_jets")
 
 

@@ -10,7 +10,7 @@ from scipy.special import gammainc
 
 from omnijet.data import Ragged, sample_jets
 from omnijet.files import OmnijetError
-from omnijet.gpt import GenerativeModel
+from omnijet.gpt import GenerativeModel, JetSoFar, Vocabulary, jet_token_edges
 from omnijet.showers import (
     GRIDS, Calorimeter, draw_profiles, limit_hits, merge_cells, observe, profile, read_showers, shower_features, simulate_showers, to_cells, to_showers,
     write_showers,
@@ -237,15 +237,17 @@ def test_empty_showers_are_counted():
 # -- cells
 
 def in_cells_slowly(shower, n):
-    "One shower, hit by hit."
-    taken, out = {}, []
+    "One shower, hit by hit: every hit asks for its cell, then those without one for the next nearest of the 27 around it, …"
     waiting = sorted(shower, key=lambda h: -h[0])
-    places = [tuple(int(np.clip(round(v), 0, k - 1)) for v, k in zip(h[1:], n)) for h in waiting]
-    done = [None] * len(waiting)
-    for step in sorted(range(-n[2] + 1, n[2]), key=abs):
-        for i, (x, y, z) in enumerate(places):
-            if done[i] is None and 0 <= z + step < n[2] and (x, y, z + step) not in taken:
-                taken[x, y, z + step] = done[i] = i
+    at = [np.clip(h[1:], 0, np.array(n) - 1) for h in waiting]
+    around = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
+    ways = [np.rint(a) + around[np.argsort(((np.rint(a) + around - a) ** 2).sum(1), kind="stable")] for a in at]
+    taken, done = {}, [None] * len(waiting)
+    for step in range(27):
+        for i, way in enumerate(ways):
+            cell = tuple(map(int, way[step]))
+            if done[i] is None and all(0 <= c < size for c, size in zip(cell, n)) and cell not in taken:
+                taken[cell] = done[i] = i
     return {cell: waiting[i][0] for cell, i in taken.items()}, sum(waiting[i][0] for i, d in enumerate(done) if d is None)
 
 
@@ -263,7 +265,7 @@ def test_decoded_hits_go_into_cells():
         assert list(ak.to_numpy(shower.energy)) == sorted(shower.energy, reverse=True)
 
 
-def test_a_full_column_keeps_the_energy():
+def test_where_all_is_full_the_energy_is_kept():
     hits = ak.Array([[{"energy": float(e), "x": 0.0, "y": 0.0, "z": 1.0} for e in range(1, 6)]])
     cells = to_cells(hits, shower_features((1, 1, 3)))
     assert cells.to_list() == [[{"energy": 8.0, "x": 0, "y": 0, "z": 1}, {"energy": 4.0, "x": 0, "y": 0, "z": 0}, {"energy": 3.0, "x": 0, "y": 0, "z": 2}]]
@@ -330,8 +332,28 @@ def test_showers_of_an_energy_can_be_asked_for(coarse, tmp_path):
             model.generate(1, progress=False, **wrong)
     with pytest.raises(OmnijetError, match="a token of incident_energy, which its sequences do not have"):
         train(model, Ragged(data.content, data.offsets), None, TrainingConfig(1, 50), progress=False)
-    with pytest.raises(OmnijetError, match="have no momenta|codes have no momenta"):
+    with pytest.raises(OmnijetError, match="codes of energy, x, y, z have no mass"):
         GenerativeModel(32, 16, 1, 2, jet_tokens={"mass": [1, 2, 3]}).learn_codes(tokenizer)
+    with pytest.raises(OmnijetError, match="codes of pt, eta_rel, phi_rel have no energy_sum"):
+        GenerativeModel(8, 16, 1, 2, jet_tokens={"energy_sum": [1, 2, 3]}).learn_codes(VQVAE(8, width=8, blocks=1, heads=2))
+
+
+class Hits:  # codes that are one hit each, of 1, 2, … MeV at depths 0, 9, 0, 9, …
+    codebook_size, features = 4, shower_features((10, 10, 10), 60)
+    decode = staticmethod(lambda codes: ak.Array([[{"energy": i + 1.0, "x": 2.0, "y": 4.5, "z": 9.0 * (i % 2)}] for i, in codes]))
+
+
+def test_a_shower_so_far():
+    "Energy and hits so far and still missing, and the depth; in units of 100 MeV and 40 hits."
+    bins = jet_token_edges(Hits, Ragged(np.array([0, 1, 2, 3]), [0, 1, 4]), {"energy_sum": 1, "n_constituents": 1})
+    assert bins["energy_sum"] == pytest.approx([1, 9], rel=0.01) and bins["n_constituents"] == [0.5, 2.5]
+    told = Vocabulary(4, jet_tokens={"energy_sum": [1, 9], "n_constituents": [0.5, 4.5]})
+    so_far = JetSoFar(told.size, 8).learn(Hits, told)
+    total = so_far.totals(torch.tensor([[0, told.bins["energy_sum"].start, told.bins["n_constituents"].start, 4, 2]]))
+    found, seen = so_far.quantities(total), so_far.features(total)[0]
+    assert found["energy_sum"][0].tolist() == [0, 0, 0, 4, 6] and found["n_constituents"][0].tolist() == [0, 0, 0, 1, 2]
+    assert np.allclose(seen[:, 6] * 100, [0, 5, 5, 1, -1], atol=1e-4) and np.allclose(seen[:, 8] * 20, [0, 0, 2.5, 1.5, 0.5], atol=1e-4)
+    assert np.allclose(seen[3:, 15], [4.05, 4.05], atol=1e-5)  # both in the last layer
 
 
 def test_jets_and_showers_are_not_taken_for_each_other(coarse):

@@ -684,3 +684,30 @@ def test_chapter_of_transfer(opened):
     changes(distribution, before)
     opened.page.mouse.move(2, 2)
     opened.shot("transfer_explorer", cell.locator(".jp-OutputArea-output"), 1120)
+
+
+def test_showers_are_turned_and_counted(lab, browser):
+    "The examples of chapter 08, run; the next shower, and another side of it."
+    book = Notebook(browser.new_page(viewport={"width": 1400, "height": 1500}))
+    book.open(lab("08_showers"))
+    book.command("application:toggle-left-area")
+    book.run(lambda source, tags: "eval: false" not in source)
+    book.idle(5 * MINUTE)
+    assert not book.failures()
+    cell = book.widget("ShowerBrowser(halves")
+    title, canvas = cell.locator("h4").first, cell.locator(".omnijet-canvas").first
+    first = title.inner_text()
+    says(title, r"original: \d+ MeV, \d+ hits")
+    before = pixels(canvas)
+    cell.get_by_role("button", name="Next").click()
+    changes(canvas, before)
+    cell.get_by_role("button", name="Previous").click()
+    says(title, re.escape(first))
+    before = pixels(canvas)
+    cell.locator(".noUi-handle").first.press("ArrowRight")
+    changes(canvas, before)
+    says(title, re.escape(first))
+    assert "MeV" in point_at_a_mark(book.page, canvas)[0]
+    book.shot("08_shower_browser", cell.locator(".jp-OutputArea-output").last)
+    assert not book.errors
+    book.page.close()
