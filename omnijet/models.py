@@ -241,8 +241,11 @@ class FeatureEmbedding(nn.Embedding):
         super().__init__(tokens - codes, width)  # one for all codes, and one of each other token
         self.num_embeddings, self.codes, self.known = tokens, codes, False
         self.register_buffer("table", torch.zeros(tokens, features + 1))  # scaled; 1: of a code
-        layers = Linear(features + 1, 128), nn.GELU(), Linear(128, width)
-        self.network = nn.Sequential(*layers)
+        steps = torch.randn(features + 1, 128) * torch.logspace(-0.5, 0.8, 128)  # long waves first
+        steps[-1] = 2 * math.pi * torch.rand(128)  # their phases
+        self.register_buffer("steps", steps)
+        self.project = Linear(features + 1 + 128, width)
+        nn.init.normal_(self.project.weight, std=(2 / self.project.in_features) ** 0.5)
 
     def learn(self, tokenizer, vocabulary=None):
         "Take what each code decodes to, by itself."
@@ -261,15 +264,18 @@ class FeatureEmbedding(nn.Embedding):
         if not self.known:
             raise OmnijetError("the model reads features of codes that it does not know: expected "
                                "learn_codes(tokenizer) first")
+        x = F.embedding(tokens, self.table)  # (…, F + 1)
+        waves = (x[..., None] * self.steps).sum(-2).cos()  # (…, 128), in full precision
         others = super().forward((tokens - self.codes).clamp(min=0))
-        return others + self.network(F.embedding(tokens, self.table))
+        return others + self.project(torch.cat([x, waves], -1))
 
 # %% ../nbs/00f_models.ipynb #6946bb85
 RANGES = {  # of the numbers that models are made with, by name
     **dict.fromkeys(("codebook_size", "vocabulary_size", "width", "heads", "latent"), {"low": 1}),
     **dict.fromkeys(("alpha", "sync_nu", "affine_lr", "replace_freq"), {"low": 0}),
     **dict.fromkeys(("dropout", "beta"), {"low": 0, "high": 1}),
-    "blocks": {"low": 0, "high": 10_000}, "classes": {"low": 0, "high": 10},
+    **dict.fromkeys(("blocks", "head_blocks"), {"low": 0, "high": 10_000}),
+    "classes": {"low": 0, "high": 10},
 }
 
 

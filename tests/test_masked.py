@@ -156,7 +156,7 @@ def test_both_losses_and_their_weights():
     batch = as_batch(some_jets([12, 7, 40]))
     model = masked(next_weight=0.25, masked_weight=2.0)
     found = model.loss(batch)
-    assert found["next"] == pytest.approx(model.generative.loss(batch)["loss"].item()) and found["loss"].item() == pytest.approx(float(0.25 * found["next"] + 2 * found["masked"]))
+    assert found["next"].item() == pytest.approx(model.generative.loss(batch)["loss"].item()) and found["loss"].item() == pytest.approx(float(0.25 * found["next"] + 2 * found["masked"]))
     assert "next" not in masked(next_weight=0).loss(batch) and "masked" not in masked(masked_weight=0).loss(batch)
     assert masked().generative.backbone.both_ways and not masked(masked_weight=0).generative.backbone.both_ways
     found["loss"].backward()      # one set of weights has gradients of both
@@ -237,7 +237,7 @@ def test_a_tagger_lets_a_backbone_see_what_it_learnt_to_see(reads, head, tmp_pat
     data = some_jets([12, 7, 30])
     batch = as_batch(data)
     for weight in (0, 1):
-        tagger = JetClassifier.from_generative(masked(reads=reads, masked_weight=weight).generative, head=head).eval()
+        tagger = JetClassifier.from_generative(masked(reads=reads, masked_weight=weight).generative, head=head).double().eval()
         x, real = tagger.embeddings(batch["x"], batch["mask"])
         other = batch["x"].clone()
         other[2, 20] = (other[2, 20] + 5) % K
