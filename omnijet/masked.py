@@ -13,8 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .files import OmnijetError, as_number
-from .data import MAX_CONSTITUENTS, Ragged
-from .training import batches
+from .data import MAX_CONSTITUENTS
 from .models import Packing, PretrainedMixin
 from .gpt import Block, GenerativeModel, next_token_loss, uniforms
 

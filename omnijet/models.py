@@ -236,27 +236,28 @@ class Packing:
 # %% ../nbs/00f_models.ipynb #cd50b1b1
 class FeatureEmbedding(nn.Embedding):
     "Embeddings (…, W) of tokens (…): of codes 1 … K by what each decodes to, of others as ever."
+    waves = 64
 
     def __init__(self, tokens: int, width: int, codes: int, features: int = 3):
         super().__init__(tokens - codes, width)  # one for all codes, and one of each other token
         self.num_embeddings, self.codes, self.known = tokens, codes, False
-        self.register_buffer("table", torch.zeros(tokens, features + 1))  # scaled; 1: of a code
-        steps = torch.randn(features + 1, 128) * torch.logspace(-0.5, 0.8, 128)  # long waves first
-        steps[-1] = 2 * math.pi * torch.rand(128)  # their phases
-        self.register_buffer("steps", steps)
-        self.project = Linear(features + 1 + 128, width)
-        nn.init.normal_(self.project.weight, std=(2 / self.project.in_features) ** 0.5)
+        self.features, read = features, features + 1 + self.waves
+        self.register_buffer("table", torch.zeros(tokens, read))  # scaled features; 1; waves
+        self.project = Linear(read, width)
+        nn.init.normal_(self.project.weight, std=(2 / read) ** 0.5)
 
     def learn(self, tokenizer, vocabulary=None):
         "Take what each code decodes to, by itself."
         features, K = getattr(tokenizer, "features", JETS), tokenizer.codebook_size
-        if (K, len(features.names)) != (self.codes, self.table.shape[1] - 1):
+        if (K, len(features.names)) != (self.codes, self.features):
             raise OmnijetError(f"the tokenizer has {K} codes of {', '.join(features.names)}, the "
-                               f"model reads {self.codes} of {self.table.shape[1] - 1} features")
+                               f"model reads {self.codes} of {self.features} features")
         alone = tokenizer.decode(np.arange(K)[:, None])
         x = np.stack([ak.to_numpy(ak.flatten(alone[name])) for name in features.names], 1)
-        self.table[1:K + 1, :-1] = torch.from_numpy(features.scale(x))
-        self.table[1:K + 1, -1] = 1
+        x, rng = features.scale(x.astype(np.float64)), np.random.default_rng(1)
+        steps = rng.normal(size=(x.shape[1], self.waves)) * np.geomspace(0.3, 6, self.waves)
+        waves = np.cos(x @ steps + rng.uniform(0, 2 * np.pi, self.waves))  # long ones first
+        self.table[1:K + 1] = torch.from_numpy(np.concatenate([x, np.ones((K, 1)), waves], 1))
         return self
 
     def forward(self, tokens):
@@ -264,10 +265,8 @@ class FeatureEmbedding(nn.Embedding):
         if not self.known:
             raise OmnijetError("the model reads features of codes that it does not know: expected "
                                "learn_codes(tokenizer) first")
-        x = F.embedding(tokens, self.table)  # (…, F + 1)
-        waves = (x[..., None] * self.steps).sum(-2).cos()  # (…, 128), in full precision
         others = super().forward((tokens - self.codes).clamp(min=0))
-        return others + self.project(torch.cat([x, waves], -1))
+        return others + self.project(F.embedding(tokens, self.table))
 
 # %% ../nbs/00f_models.ipynb #6946bb85
 RANGES = {  # of the numbers that models are made with, by name
