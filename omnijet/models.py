@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['JETS', 'ONEDNN', 'KERNELS', 'RANGES', 'Features', 'jet_features', 'linear', 'Linear', 'faster', 'attend',
-           'sum_of_jets', 'Packing', 'as_json', 'checked', 'find_pretrained', 'read_config', 'model_checksum',
-           'check_shapes', 'PretrainedMixin', 'read_gabbro']
+           'attend_causally', 'sum_of_jets', 'Packing', 'FeatureEmbedding', 'as_json', 'checked', 'find_pretrained',
+           'read_config', 'model_checksum', 'check_shapes', 'PretrainedMixin', 'read_gabbro']
 
 # %% ../nbs/00f_models.ipynb #daa3f766
 import copy, functools, hashlib, inspect, json, math, tempfile, typing, zlib
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
+import awkward as ak
 import huggingface_hub
 import numpy as np
 import safetensors.torch
@@ -173,6 +174,14 @@ def attend(q, k, v, mask=None, dropout=0.0, causal=False):  # (B, H, L, D), twic
     return F.dropout(score.softmax(-1), dropout) @ v
 
 
+def attend_causally(q, k, v):  # (B, H, L, D), twice (B, H, T, D); L is T, or 1: the last position
+    "`attend` without looking ahead, (B, H, L, D); one new position needs no mask."
+    if q.shape[2] > 1 or q.device.type != "cpu":
+        return attend(q, k, v, causal=q.shape[2] > 1)
+    share = ((q * q.shape[-1] ** -0.5) * k).sum(-1).softmax(-1)  # (B, H, T)
+    return (share[..., None] * v).sum(2, keepdim=True)
+
+
 def sum_of_jets(rows, lengths):  # (N, W), (B,) -> (B, W)
     "The sum of the rows of each jet, where jets of these lengths stand end to end."
     if not len(lengths):
@@ -186,7 +195,9 @@ class Packing:
     def __init__(
         self, mask,  # (B, L) bool, true from the left
         jets: int = None,  # padded together for attention; None: 16 on a CPU, else 256
+        causal: bool = True,  # no position is to see a later one (chapter 03), or all see all
     ):
+        self.causal = causal
         self.mask, self.at = mask, mask.flatten().nonzero()[:, 0]  # (N,) of B × L
         self.lengths = mask.sum(1)  # (B,)
         self.parts, jets = [], jets or (16 if mask.device.type == "cpu" else 256)
@@ -209,6 +220,10 @@ class Packing:
         "The sum over each jet's positions."
         return sum_of_jets(rows, self.lengths)
 
+    def seen(self, mask):  # (b, l) of `attention`
+        "What each position may see, as `attend` takes it; None: itself and those before it."
+        return None if self.causal else mask[:, None, None]
+
     def attention(self, rows, attend):  # (N, W) -> (N, V)
         "`attend`, which turns (b, l, W) with its mask (b, l) into (b, l, V), of a few jets each."
         done = []
@@ -218,12 +233,48 @@ class Packing:
             done.append(_Move.apply(attend(x, inside).flatten(0, 1), at, None))
         return torch.cat(done)
 
+# %% ../nbs/00f_models.ipynb #cd50b1b1
+class FeatureEmbedding(nn.Embedding):
+    "Embeddings (…, W) of tokens (…): of codes 1 … K by what each decodes to, of others as ever."
+    waves = 64
+
+    def __init__(self, tokens: int, width: int, codes: int, features: int = 3):
+        super().__init__(tokens - codes, width)  # one for all codes, and one of each other token
+        self.num_embeddings, self.codes, self.known = tokens, codes, False
+        self.features, read = features, features + 1 + self.waves
+        self.register_buffer("table", torch.zeros(tokens, read))  # scaled features; 1; waves
+        self.project = Linear(read, width)
+        nn.init.normal_(self.project.weight, std=(2 / read) ** 0.5)
+
+    def learn(self, tokenizer, vocabulary=None):
+        "Take what each code decodes to, by itself."
+        features, K = getattr(tokenizer, "features", JETS), tokenizer.codebook_size
+        if (K, len(features.names)) != (self.codes, self.features):
+            raise OmnijetError(f"the tokenizer has {K} codes of {', '.join(features.names)}, the "
+                               f"model reads {self.codes} of {self.features} features")
+        alone = tokenizer.decode(np.arange(K)[:, None])
+        x = np.stack([ak.to_numpy(ak.flatten(alone[name])) for name in features.names], 1)
+        x, rng = features.scale(x.astype(np.float64)), np.random.default_rng(1)
+        steps = rng.normal(size=(x.shape[1], self.waves)) * np.geomspace(0.3, 6, self.waves)
+        waves = np.cos(x @ steps + rng.uniform(0, 2 * np.pi, self.waves))  # long ones first
+        self.table[1:K + 1] = torch.from_numpy(np.concatenate([x, np.ones((K, 1)), waves], 1))
+        return self
+
+    def forward(self, tokens):
+        self.known = self.known or bool(self.table.any())
+        if not self.known:
+            raise OmnijetError("the model reads features of codes that it does not know: expected "
+                               "learn_codes(tokenizer) first")
+        others = super().forward((tokens - self.codes).clamp(min=0))
+        return others + self.project(F.embedding(tokens, self.table))
+
 # %% ../nbs/00f_models.ipynb #6946bb85
 RANGES = {  # of the numbers that models are made with, by name
     **dict.fromkeys(("codebook_size", "vocabulary_size", "width", "heads", "latent"), {"low": 1}),
     **dict.fromkeys(("alpha", "sync_nu", "affine_lr", "replace_freq"), {"low": 0}),
     **dict.fromkeys(("dropout", "beta"), {"low": 0, "high": 1}),
-    "blocks": {"low": 0, "high": 10_000}, "classes": {"low": 0, "high": 10},
+    **dict.fromkeys(("blocks", "head_blocks"), {"low": 0, "high": 10_000}),
+    "classes": {"low": 0, "high": 10},
 }
 
 

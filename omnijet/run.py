@@ -78,7 +78,7 @@ _MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "backbone_si
                 "shower_tokens": {"incident_energy": 8, "energy_sum": 32, "n_constituents": 32},
                 "backbone_max_jets": 1, "backbone_training.patience": 1}
 _MAY_BE_ZERO = ("seed|.*workers|.*replace_freq"  # of whole numbers
-                "|transfer_(ten_class|vincia)_jets")
+                "|(transfer|masked)_ten_class_jets|transfer_vincia_jets")
 
 
 def _fitting(value, own, name):  # a parameter in the kind of its chapter's own
@@ -120,7 +120,7 @@ def check_parameters(p: dict):  # of all chapters
     "`OmnijetError` for what one of the chapters would refuse, perhaps hours later."
     from omnijet.data import CLASSES, class_indices, sample_jets
     from omnijet.training import TrainingConfig
-    from omnijet.transfer import STRATEGIES
+    from omnijet.transfer import HEADS, STRATEGIES
     from omnijet.vqvae import new_tokenizer
     some, sizes, strategies = f"of {', '.join(CLASSES)}", p["transfer_sizes"], ", ".join(STRATEGIES)
     folder, main = p["jetclass"], (name in p["main_classes"] for name in ("ZJetsToNuNu", "TTBar"))
@@ -141,6 +141,11 @@ def check_parameters(p: dict):  # of all chapters
         ("transfer_max_epochs", len(p["transfer_max_epochs"]) == len(sizes), "one for each size"),
         ("transfer_strategies", {*p["transfer_strategies"]} <= {*STRATEGIES}, strategies),
         ("transfer_training", monitor in ("loss", "error"), "loss or error for its monitor"),
+        ("masked_fraction", 0 < p["masked_fraction"] < 1, "a number between 0 and 1"),
+        ("masked_weights", all(p["masked_weights"].values()), "numbers above 0"),
+        ("masked_tagging_epochs", len(p["masked_tagging_epochs"]) == len(p["masked_sizes"]),
+         "one for each of masked_sizes"),
+        ("masked_tagging_head", p["masked_tagging_head"] in HEADS, f"one of {', '.join(HEADS)}"),
         ("shower_energy", len(ends) == 2 and 0.5 <= ends[0] < ends[1] <= 1000, "two, 0.5 to 1000"),
         ("shower_merge", len(p["shower_merge"]) == 3, "three, along x, y and z"),
         ("shower_files", not (x := p["shower_files"]) or Path(x).is_file(), "an HDF5 file"),

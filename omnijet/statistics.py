@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'PAPER', 'resample', 'fit_gaussians', 'resolution', 'auc', 'auc_with_error', 'rejection', 'quality',
-           'folds', 'linear_probe', 'two_sample_auc', 'w1', 'w1_with_error', 'quantile_kl', 'peak_width',
+           'folds', 'linear_probe', 'probe', 'two_sample_auc', 'w1', 'w1_with_error', 'quantile_kl', 'peak_width',
            'ratio_with_error', 'number', 'identity', 'select', 'read_numbers', 'results_lock', 'record', 'show']
 
 # %% ../nbs/00d_statistics.ipynb #6d77dec7
@@ -181,6 +181,14 @@ def linear_probe(x, target, images: int = 1, seed: int = 1) -> tuple:
     if len(weights) == 1:  # of two classes
         weights, constants = (np.concatenate([-a, a]) / 2 for a in (weights, constants))
     return weights, constants - weights @ mean
+
+
+def probe(x, target, test_x, test_target) -> dict:
+    "What `quality` says of the `linear_probe` of x (n, W) on others (m, W)."
+    from scipy.special import softmax
+
+    weights, constants = linear_probe(x, target)
+    return quality(softmax(test_x @ weights.T + constants, 1), test_target)
 
 # %% ../nbs/00d_statistics.ipynb #24d8a36b
 def two_sample_auc(a: dict, b: dict, seed: int = 1, seeds: int = 1) -> tuple:

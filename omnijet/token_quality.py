@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['QUALITY', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'check_together', 'code_reconstructions', 'occupied_cells',
            'coverage', 'measure', 'resolutions', 'compare_tokenizers', 'plot_differences', 'difference_edges',
-           'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention', 'Transformer', 'Tagger',
-           'train_tagger', 'predict', 'confusion', 'evaluate', 'score_trainings', 'accuracy_lost', 'plot_confusion',
-           'run_tokenizers', 'class_jets', 'Reconstructed', 'class_data', 'matching_bins']
+           'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention', 'Transformer',
+           'tagging_loss', 'AttentionHead', 'Tagger', 'train_tagger', 'predict', 'confusion', 'evaluate',
+           'score_trainings', 'accuracy_lost', 'plot_confusion', 'run_tokenizers', 'class_jets', 'Reconstructed',
+           'class_data', 'matching_bins']
 
 # %% ../nbs/02_token_quality.ipynb #0b1d3a82
-import warnings, zlib
+import math, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,6 +314,34 @@ class Transformer(nn.Module):
         for block in self.class_blocks:
             token = block(token, x, mask)
         return self.head(token[:, 0])
+
+# %% ../nbs/02_token_quality.ipynb #859181cb
+def tagging_loss(model, batch):
+    """Cross-entropy and share of wrong answers of a batch with `x`, `mask`, `target` (B,) and,
+    if jets shall not all count the same, `counts` (B,)."""
+    logits, target = model(batch["x"], batch["mask"]), batch["target"]
+    counts = batch.get("counts", torch.ones_like(logits[:, 0]))
+    loss = counts * nn.functional.cross_entropy(logits, target, reduction="none")
+    wrong = counts * (logits.argmax(1) != target)
+    return {"loss": loss.mean(), "error": wrong.mean()}
+
+
+class AttentionHead(nn.Module):
+    "Two blocks of class attention over embeddings, then linear: (B, L, W), (B, L) -> (B, C)."
+
+    def __init__(self, width: int, n_classes: int = 2):
+        super().__init__()
+        self.token, heads = nn.Parameter(torch.randn(1, 1, width)), math.gcd(width, 8)
+        self.class_blocks = nn.ModuleList(ClassAttention(width, heads) for _ in range(2))
+        self.classify = Linear(width, n_classes)
+
+    loss = tagging_loss
+
+    def forward(self, x, mask):
+        token = self.token.expand(len(x), -1, -1)
+        for block in self.class_blocks:
+            token = block(token, x, mask)
+        return self.classify(token[:, 0])
 
 # %% ../nbs/02_token_quality.ipynb #45e8774b
 class Tagger(nn.Module):

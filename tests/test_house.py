@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # a module imports only from those before it
 MODULES = ["files", "formats", "data", "simulation", "observables", "statistics", "training", "models", "vqvae", "token_quality",
-           "gpt", "generation", "flow_matching", "transfer", "public_jets", "panels", "playground", "gallery", "widgets", "run", "shipping", "showers", "speed"]
+           "gpt", "generation", "flow_matching", "transfer", "masked", "public_jets", "panels", "playground", "gallery", "widgets", "run", "shipping", "showers", "speed"]
 CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb"))
 modules = pytest.mark.parametrize("module", MODULES)
 chapters = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

@@ -453,6 +453,7 @@ def test_chapters_of_a_run():
     assert {part: name for name, about in chapters.items() for part in about["writes"] if part != "flow_matching"} == {
         "data": "00b_simulation", "tokenizers": "01_vqvae", "tokens": "01_vqvae", "quality": "02_token_quality",
         **dict.fromkeys(["backbone", "backbone_single", "backbone_jet", "backbone_jet_single", "backbone_conditional"], "03_gpt"),
+        "masked": "03a_masked",
         "generated": "04_generation", "transfer": "05_transfer", "public": "05a_public_jets", "showers": "08_showers"}
     assert {"01_vqvae", "03_gpt"} <= set(chapters["04_generation"]["reads"])
 
