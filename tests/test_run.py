@@ -269,7 +269,7 @@ def test_chapters_at_the_same_time(tmp_path):
     assert done.returncode == 0 and done.stdout.count("unchanged, skipped") == 2, done.stderr
     run = here / "runs" / "smoke"
     found = json.loads((run / "results.json").read_text())["chapters"]
-    assert [len(found[name]["numbers"]) for name in names] == [40, 40, 0] and found["00_tiny"]["peak_gigabytes"]["memory"] > 0
+    assert [len(found[name]["numbers"]) for name in names] == [40, 40, 0]
     assert (run / "00_tiny.txt").read_text() == str(max(1, os.cpu_count() // 2))
     assert omnijet("run", "--verify", run).returncode == 0
 
