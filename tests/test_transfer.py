@@ -11,9 +11,10 @@ import torch
 from omnijet.data import CLASSES, Ragged, sample_jets, to_columns, write_tokens
 from omnijet.files import OmnijetError, write_columns
 from omnijet.gpt import Backbone, GenerativeModel, load_tokens, token_parts
+from omnijet.statistics import quality, rejection
 from omnijet.training import TrainingConfig
-from omnijet.transfer import (ClassificationHead, JetClassifier, as_codes, balanced, check_unseen, fine_tuning, finetune_files, over_seeds, quality,
-                              read_samples, rejection, sweep, train_one)
+from omnijet.transfer import (ClassificationHead, JetClassifier, as_codes, balanced, check_unseen, fine_tuning, finetune_files, over_seeds,
+                              read_samples, sweep, train_one)
 from omnijet.vqvae import BinnedTokenizer
 
 
