@@ -8,13 +8,13 @@ __all__ = ['QUANTITIES', 'PAPER', 'resample', 'fit_gaussians', 'resolution', 'au
            'ratio_with_error', 'number', 'identity', 'select', 'read_numbers', 'results_lock', 'record', 'show']
 
 # %% ../nbs/00d_statistics.ipynb #6d77dec7
-import fcntl, html, json, warnings
+import fcntl, html, json, os, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from .files import OmnijetError, as_number, atomic, make_folder, readable, writing
+from .files import OmnijetError, as_number, atomic, make_folder, readable
 from .data import CLASSES, CLASS_NAMES
 
 # %% ../nbs/00d_statistics.ipynb #e903b466
@@ -370,11 +370,12 @@ def read_numbers(run_dir, chapter: str = None) -> list:
 def results_lock(run_dir):
     "Hold results.json of a run against chapters that are executed at the same time."
     make_folder(run_dir)
-    with writing(run_dir):
-        lock = open(Path(run_dir, ".results.lock"), "a")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(folder)
 
 
 def record(run_dir, chapter: str, numbers: list):
