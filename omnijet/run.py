@@ -256,7 +256,7 @@ def _last_progress(log) -> str:  # the newest line of a progress bar at the end 
         told = re.findall(r"^.*%\|.*\[.*<.*\]", file.read().decode(errors="replace"), re.MULTILINE)
     return told[-1] if told else ""
 
-
+# %% ../nbs/07_run.ipynb #f46e9c5d
 def _execute(chapter, folder, parameters, made_by, kernels, tell=print, **variables) -> dict:
     """One chapter through papermill; its notebook stays, whatever happens, and tells its origin.
     Its kernel's process is noted in `kernels`, its progress goes to `tell`; returns its peaks."""
@@ -288,9 +288,9 @@ def _execute(chapter, folder, parameters, made_by, kernels, tell=print, **variab
         while not done.wait(0.5):
             _watch_memory(kernels, peaks)
             now = _last_progress(log.name)
-            if now != told:
+            if now not in ("", told):
                 tell(now)
-            told = now
+            told = now or told
 
     watch = threading.Thread(target=look, daemon=True)
     watch.start()

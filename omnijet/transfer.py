@@ -377,7 +377,7 @@ def fit(
         self.load_state_dict({name: (before[name] + after[name]) / 2 for name in after})
     return history
 
-
+# %% ../nbs/05_transfer.ipynb #715f283b
 MEMORY = 2e9  # bytes of embeddings kept by a training with fixed backbone
 
 
