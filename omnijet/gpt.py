@@ -308,7 +308,7 @@ def next_token_loss(x, head: nn.Linear, targets, chunk=None) -> torch.Tensor:  #
 def jet_token_edges(
     tokenizer, tokens: Ragged,  # jets of the training
     bins: dict,  # {quantity: number of bins}, of `JetSoFar.announced`, or an extra of `tokens`
-    whole: bool = False,  # of jets decoded whole (10,000 of them), not of each code alone
+    whole: bool = False,  # p_T and mass of jets decoded whole (10,000), not of each code alone
 ) -> dict:  # {quantity: edges}
     "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
     vocabulary, edges = Vocabulary(tokenizer.codebook_size), {}
@@ -317,10 +317,9 @@ def jet_token_edges(
     alone = jet.table.double().numpy()[tokens.content + 1]
     total = torch.from_numpy(np.add.reduceat(alone, tokens.offsets[:-1]))
     values = {**tokens.extras, **{k: v.numpy() for k, v in jet.quantities(total).items()}}
-    if whole:
+    if names := [name for name in bins if whole and name in ("pt", "mass")]:
         some = tokens[np.random.default_rng(1).permutation(len(tokens))[:10_000]]
-        decoded = tokenizer.decode(ak.unflatten(some.content, some.lengths))
-        values |= observables(decoded, [name for name in bins if name in jet.announced])
+        decoded = observables(tokenizer.decode(ak.unflatten(some.content, some.lengths)), names)
     for name, n in bins.items():
         if name not in values:
             raise OmnijetError(f"no quantity {name!r} (there are: {', '.join(values)})")
@@ -328,6 +327,9 @@ def jet_token_edges(
         found = np.quantile(values[name], np.linspace(0.001, 0.999, n + 1))
         found = np.round(found) - 0.5 if name == "n_constituents" else found
         edges[name] = np.unique(found).tolist()
+        if name in names:  # the same shares of the jets lie below
+            below = np.interp(edges[name], np.sort(values[name]), np.linspace(0, 1, len(tokens)))
+            edges[name] = np.quantile(decoded[name], below).tolist()
     return edges
 
 
@@ -522,8 +524,7 @@ class Sampling:
         for name in JetSoFar.asked:
             if getattr(self, name) is not None and name not in vocabulary.edges:
                 has = ", ".join(vocabulary.edges) or "none"
-                raise OmnijetError(f"{name} is asked for, but the model has no such jet token "
-                                   f"(has: {has})")
+                raise OmnijetError(f"{name} is asked for, the model has no such token (has: {has})")
         return self.jet_class
 
     def allowed(self, vocabulary: Vocabulary) -> list:  # a mask (bins,) of each jet token
@@ -556,8 +557,7 @@ def draw_jets(table, masks, u) -> np.ndarray:  # (bins, …), a mask (bins,) eac
     "The bins of n jets of a `jet_table` among those asked for; OmnijetError if there are none."
     p = (table * reduce(np.multiply.outer, masks)).ravel()
     if not p.sum() > 1e-9:
-        raise OmnijetError("no jets of this p_T, mass and number of constituents are known to the "
-                           f"model (less than one in {1e9:,.0f})")
+        raise OmnijetError("no such jets are known to the model (p_T, mass, …: below one in 10⁹)")
     total = np.cumsum(p)
     place = np.searchsorted(total, u * total[-1], side="right").clip(max=len(total) - 1)
     return np.stack(np.unravel_index(place, table.shape), 1)

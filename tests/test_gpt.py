@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 
 from omnijet.files import OmnijetError
-from omnijet.data import Ragged, write_tokens
+from omnijet.data import Ragged, sample_jets, write_tokens
 from omnijet.gpt import (
-    Cache, GenerativeModel, Sampling, Vocabulary, attend_causally, load_tokens, next_token_loss, probabilities, sample,
+    Cache, GenerativeModel, Sampling, Vocabulary, attend_causally, jet_token_edges, load_tokens, next_token_loss, probabilities, sample,
     surprise, uniforms,
 )
+from omnijet.vqvae import BinnedTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +322,25 @@ def test_what_is_asked_for_is_compared_with_whole_jets(tmp_path):
             Vocabulary(8, jet_tokens=alone, whole_jets=wrong)
 
 
+def test_edges_of_whole_jets_have_their_bins_below():
+    class Doubling(BinnedTokenizer):
+        "Decodes a jet to one of twice the momentum: what context can do to the mass."
+        def decode(self, tokens):
+            jets = super().decode(tokens)
+            return ak.with_field(jets, 2 * jets.pt, "pt")
+
+    jets = sample_jets(["ZJetsToNuNu", "TTBar"], max_jets=300).constituents
+    grid = Doubling.fit(jets, [8, 8, 8])
+    coded = Ragged.from_tokens(ak.zip({"tokens": grid.encode(jets)}, depth_limit=1))
+    bins = {"pt": 16, "mass": 16, "n_constituents": 64}  # more bins than there are counts of some of the jets
+    alone, whole = (jet_token_edges(grid, coded, bins, x) for x in (False, True))
+    assert len(alone["n_constituents"]) < 65 and whole["n_constituents"] == alone["n_constituents"]
+    for name in ("pt", "mass"):
+        assert np.allclose(whole[name], 2 * np.array(alone[name]), rtol=1e-3)
+    some = jet_token_edges(grid, coded[:100], bins, True)
+    assert {k: len(x) for k, x in some.items()} == {k: len(x) for k, x in jet_token_edges(grid, coded[:100], bins).items()}
+
+
 def test_codes_of_another_tokenizer():
     with pytest.raises(OmnijetError, match="expected 0 … 29"):
         small().loss(as_batch(some_jets([3, 4], codebook_size=99, seed=3)))
@@ -375,7 +395,6 @@ def test_vocabulary_needs_labels():
 
 def test_a_start_from_codes_knows_how_frequent_they_are_and_which_are_alike():
     from omnijet.data import sample_jets
-    from omnijet.vqvae import BinnedTokenizer
 
     tokenizer = BinnedTokenizer((6, 6, 6))
     jets = sample_jets(["ZJetsToNuNu"], 100)
@@ -396,7 +415,6 @@ def test_a_start_from_codes_knows_how_frequent_they_are_and_which_are_alike():
 
 
 def test_a_start_from_odd_input():
-    from omnijet.vqvae import BinnedTokenizer
 
     model, tokenizer, tokens = small(27), BinnedTokenizer((3, 3, 3)), some_jets([3, 0, 4], 27)
     before = model.head.bias.clone()
