@@ -324,10 +324,10 @@ def test_what_is_asked_for_is_compared_with_whole_jets(tmp_path):
 
 def test_edges_of_whole_jets_have_their_bins_below():
     class Doubling(BinnedTokenizer):
-        "Decodes a jet to one of twice the momentum: what context can do to the mass."
+        "Decodes a jet to twice the momenta of its codes, each alone: what context can do."
         def decode(self, tokens):
             jets = super().decode(tokens)
-            return ak.with_field(jets, 2 * jets.pt, "pt")
+            return ak.with_field(jets, ak.where(ak.num(jets.pt) > 1, 2, 1) * jets.pt, "pt")
 
     jets = sample_jets(["ZJetsToNuNu", "TTBar"], max_jets=300).constituents
     grid = Doubling.fit(jets, [8, 8, 8])
@@ -415,7 +415,6 @@ def test_a_start_from_codes_knows_how_frequent_they_are_and_which_are_alike():
 
 
 def test_a_start_from_odd_input():
-
     model, tokenizer, tokens = small(27), BinnedTokenizer((3, 3, 3)), some_jets([3, 0, 4], 27)
     before = model.head.bias.clone()
     continuous = Ragged(np.zeros((2, 3), np.float32), [0, 2])
