@@ -471,7 +471,7 @@ def _test(arguments: list = ()):  # further words for pytest, behind -- if they 
     for name in ("pytest", "xdist", "hypothesis", "nbdev"):
         if not find_spec(name):
             raise files.OmnijetError(f"{name} is missing: pip install -e '.[dev]'")
-    parallel = "-n auto --dist loadfile"  # one file, one process
+    parallel = "-n auto --dist loadgroup --no-loadscope-reorder"  # groups: tests/conftest.py
     for words in (f"tests --ignore tests/faults --ignore tests/browser {parallel}",
                   f"tests/faults {parallel}", "tests/browser"):  # slow answers fail it: alone
         print(f"\n== {words.split()[0]}", flush=True)
