@@ -252,6 +252,7 @@ COLORS = {
     "conditional-4096": "#a96b59", "conditional-8192": "#bd1f01", "binned": "#4a9d5b",
     "binned-40": "#8fcf9b", "fine-tuned": "#3f90da", "fixed backbone": "#832db6",
     "from scratch": "#e76300", "DeepSets": "#e76300", "Transformer": "#832db6",
+    "40 GeV": "#3f90da", "80 GeV": "#e76300", "125 GeV": "#832db6", "173 GeV": "#bd1f01",
     **{name: PALETTE[i] for name, i in zip(CLASSES, (0, 1, 7, 3, 4, 5, 6, 9, 2, 8))}}
 LINES = {"binned": ":", "unconditional": "--", "conditional": "-.", "conditional-8192": "-"}
 STYLE = {  # on top of mplhep's
