@@ -74,7 +74,7 @@ def test_help_of_every_command():
     (["run", "-p", "backbone_classes=[Higgs]"], "Higgs"),
     (["run", "-p", "main_classes=[label_Tbqq]"], "main_classes is ['label_Tbqq'], expected"),
     (["run", "-p", "transfer_sizes=[100, 1000, 3000]"], "transfer_max_epochs is [10, 4], expected"),
-    (["run", "-p", "transfer_sizes=[100, 100000]"], "transfer_sizes is [100, 100000], expected 2 to 9,000 jets"),
+    (["run", "-p", "transfer_sizes=[100, 100000]"], "transfer_sizes is [100, 100000], expected 2 to 6,000 jets"),
     (["run", "-p", "transfer_strategies=[finetune, guess]"], "transfer_strategies is"),
     (["run", "-p", "transfer_training.monitor=luck"], "monitor"),
     (["run", "-p", "backbone_training.schedule=zigzag"], "schedule"),
