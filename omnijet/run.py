@@ -280,7 +280,8 @@ def _execute(chapter, folder, parameters, made_by, kernels, tell=print, **variab
     class Kernel(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict())  # this Python, whatever "python3" is here
         async def start_kernel(self, **words):
-            await super().start_kernel(env=environment, stdout=log, stderr=log, **words)
+            await super().start_kernel(env=environment, cwd=chapters_dir(), stdout=log,
+                                       stderr=log, **words)
             kernels.append(self.provisioner.pid)
 
     def look():
@@ -297,7 +298,7 @@ def _execute(chapter, folder, parameters, made_by, kernels, tell=print, **variab
     try:
         with log, place:
             papermill.execute_notebook(
-                chapters_dir() / output.name, output, parameters, cwd=chapters_dir(),
+                chapters_dir() / output.name, output, parameters,
                 kernel_name="python3", kernel_manager_class=Kernel,
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{place.name}/k"}}),
                 progress_bar={"desc": chapter, "leave": False, "disable": not sys.stderr.isatty()})
