@@ -276,6 +276,18 @@ def test_chapters_at_the_same_time(tmp_path):
     assert omnijet("run", "--verify", run).returncode == 0
 
 
+def test_a_run_stays_where_it_is(tmp_path, monkeypatch):
+    "Kernels are told their folder; a process that went there and back would take the other chapters along."
+    from omnijet import run
+    here, went, start = house(tmp_path / "house", "import os\nassert os.path.basename(os.getcwd()) == 'nbs'"), [], os.getcwd()
+    change = os.chdir
+    monkeypatch.setattr(run, "chapters_dir", lambda: here / "nbs")
+    monkeypatch.setattr(os, "chdir", lambda path: (went.append(str(path)), change(path)))
+    (tmp_path / "run").mkdir()
+    run._execute("00_tiny", tmp_path / "run", {"run_dir": str(tmp_path / "run")}, {"command": "x"}, [])
+    assert set(went) <= {start}
+
+
 def test_a_chapter_that_fails_ends_those_beside_it(tmp_path):
     here = house(tmp_path / "house", "import time\ntime.sleep(600)", chapter="00_tiny")
     house(here, "raise ValueError('no')", chapter="01_tiny")
