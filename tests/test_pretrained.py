@@ -25,7 +25,7 @@ TOPS = sample_jets("TTBar", max_jets=200)
 def test_shelf():
     names = sorted(path.name for path in SHELF.iterdir() if path.is_dir())
     assert {"tokenizer-512", "tokenizer-8192", "backbone", "top-tagger"} <= set(names)
-    assert sum(path.stat().st_size for path in SHELF.rglob("*") if path.is_file()) < 60e6
+    assert sum(path.stat().st_size for path in SHELF.rglob("*") if path.is_file()) < 40e6
     for name in names:
         card = (SHELF / name / "README.md").read_text()
         assert all(word in card for word in ("licence", "seed", "device", "date", "versions", "omnijet run")), name
