@@ -163,8 +163,24 @@ class RunFigure(Figure):
         from omnijet.statistics import read_numbers, select
         run, (key, *fields) = run_facts(), self.options.pop("jets")
         number = select(read_numbers(RESULTS), key, **dict(field.split("=") for field in fields))[0]
-        self.content[-1] += f" Preset {run['preset']}, {run['device']}, {number['n_jets']:,} jets."
+        of = f"Preset {run['preset']}, {run['device']}, {number['n_jets']:,} jets."
+        made_by = origin_of((Path(self.state.document.current_source).parent / self.arguments[0]).resolve())
+        if made_by["git_commit"] != run["git_commit"]:
+            of = f"Of an earlier run: `{made_by['command']}` at commit {made_by['git_commit'][:10]}, {made_by['device']}."
+        self.content[-1] += f" {of}"
         return super().run()
+
+
+def origin_of(png: Path) -> dict:
+    "What `save_figure` noted in a picture: command, commit, device, versions."
+    data, at = png.read_bytes(), 8
+    while at < len(data):
+        size, kind = int.from_bytes(data[at:at + 4], "big"), data[at + 4:at + 8]
+        name, _, text = data[at + 8:at + 8 + size].partition(b"\0")
+        if kind == b"tEXt" and name == b"Keywords":
+            return json.loads(text)
+        at += size + 12
+    raise ExtensionError(f"{png}: does not say which command made it")
 
 
 # Links

@@ -68,6 +68,15 @@ def test_every_chapter_and_module_becomes_a_page(tmp_path):
         assert (extension.dead_links(tmp_path) == []) == there
 
 
+def test_pictures_of_pages_say_which_run_made_them(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    extension = pytest.importorskip("extension", reason="the extra docs is not installed")
+    pictures = {picture for page in PAGES for picture in re.findall(r"\{run-figure\} (\S+)", page.read_text(encoding="utf-8"))}
+    assert len(pictures) > 5
+    for picture in pictures:
+        assert {"command", "git_commit", "device"} <= extension.origin_of(DOCS / picture).keys()
+
+
 @pytest.mark.parametrize("page", ["start", "own_jets"])
 def test_what_a_page_tells_to_type_works(page, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(encoding="utf-8"), flags=re.S))
