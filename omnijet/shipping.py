@@ -59,7 +59,7 @@ def card_numbers(model: str, numbers: list, size: int) -> list:  # size: jets th
     "The numbers of a run that say what a model reaches."
     if model == "top-tagger":
         found = select(numbers, strategy="finetune", size=size)
-        return select(found, classes=None, shower=None, validation=None)
+        return select(found, classes=None, shower=None, validation=None, model=None)
     if model.startswith("shower"):
         sample = "reconstructed" if model == "shower-tokenizer" else "generated"
         ends = "energy_sum", "energy_sum_floor", "n_hits", "n_hits_floor", "profile_deviation"
