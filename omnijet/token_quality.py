@@ -228,7 +228,7 @@ def plot_class_distributions(values: dict, labels, observable: str):
         here = np.asarray(labels) == index
         if here.any():  # where most of this class's jets lie
             own = {name: x[here] for name, x in samples.items()}
-            low, high = np.quantile(own["original"], [0.02, 0.98])
+            low, high = np.quantile(next(iter(own.values())), [0.02, 0.98])
             bins = (12, low, high if high > low else low + 1)
             compare(own, bins=bins, title=title, xlabel=OBSERVABLES[observable],
                     ax=(upper, lower), legend=False)
