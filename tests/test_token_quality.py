@@ -13,7 +13,7 @@ from omnijet.observables import observables
 from omnijet.token_quality import (
     QUALITY, ClassAttention, DeepSets, Tagger, Transformer, accuracy_lost, check_together, class_data, class_jets,
     code_reconstructions, compare_tokenizers, confusion, coverage, evaluate, matching_bins, measure, occupied_cells,
-    open_tokenizer, plot_class_differences, plot_confusion, predict, reconstruct, resolutions, run_tokenizers,
+    open_tokenizer, plot_class_differences, plot_class_distributions, plot_confusion, predict, reconstruct, resolutions, run_tokenizers,
     score_trainings, train_tagger,
 )
 from omnijet.vqvae import VQVAE, BinnedTokenizer
@@ -93,6 +93,15 @@ def test_small_class_is_named_and_drawn(jets, binned):
     fig = plot_class_differences(values, jets[keep].label, found, "mass")
     assert any("5 jets" in text.get_text() for text in fig.axes[3].texts)
     import matplotlib.pyplot as plt
+    plt.close(fig)
+
+
+def test_distributions_of_samples_of_any_name(jets):
+    import matplotlib.pyplot as plt
+    values = {"mass": observables(jets, ["mass"])["mass"]}
+    fig = plot_class_distributions({"reconstructed": values, "generated": values}, jets.label, "mass")
+    shown = [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+    assert {"reconstructed", "generated"} <= {*shown, *fig.axes[0].get_legend_handles_labels()[1]}
     plt.close(fig)
 
 
