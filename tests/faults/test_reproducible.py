@@ -203,7 +203,7 @@ def test_a_parameter_reaches_the_training_that_it_names(alone):
     lr = {name: of["lr"] for name, of in training.items()}
     assert lr["tokenizers/conditional-64"] == 0.00321 and lr["backbone"] == 0.00123, lr
     assert {name: x for name, x in lr.items() if name.startswith("transfer")} == {
-        "transfer/finetune_40_seed1": 2.22e-3, "transfer/scratch_40_seed1": 2.22e-3}
+        "transfer/finetune_40_seed1": 2.22e-3, "transfer/scratch_40_seed1": 2.22e-3, "transfer/jet_tokens/finetune_40_seed1": 2.22e-3}
     assert training["tokenizers/conditional-64"]["epochs"] == 3 and training["backbone"]["batch_size"] == 50
 
 
