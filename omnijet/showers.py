@@ -480,7 +480,7 @@ def shower_panel(hits, cells: tuple, turn: float, tilt: float, label: str) -> di
     x, y = seen(np.stack(place, axis=1))
     disks = {"mark": "circles", "name": label, "color": color(label), "fill": 0.45, "x": x, "y": y,
              "r": 2.2 * np.sqrt(energy), "ids": np.arange(len(energy))}
-    tips, ends = [f"{e:.2f} MeV" for e in energy], axis("", (-1.8, 1.8))
+    tips, ends = [f"{e:.2f} MeV" for e in energy], axis("", (-1.8, 1.8), names=[])
     title = f"{label}: {energy.sum():.0f} MeV, {len(energy)} hits"
     return panel(ends, ends, box, disks, size=(360, 360), title=title, tips=tips)
 
