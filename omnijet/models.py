@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['JETS', 'ONEDNN', 'KERNELS', 'RANGES', 'Features', 'jet_features', 'linear', 'Linear', 'faster', 'attend',
-           'attend_causally', 'sum_of_jets', 'Packing', 'FeatureEmbedding', 'as_json', 'checked', 'find_pretrained',
-           'read_config', 'model_checksum', 'check_shapes', 'PretrainedMixin', 'read_gabbro']
+           'attend_causally', 'sum_of_jets', 'Packing', 'decoded_codes', 'FeatureEmbedding', 'pick',
+           'order_of_neighbours', 'GroupedHead', 'next_token_head', 'start_head', 'as_json', 'as_range', 'checked',
+           'find_pretrained', 'read_config', 'model_checksum', 'check_shapes', 'PretrainedMixin', 'read_gabbro']
 
 # %% ../nbs/00f_models.ipynb #daa3f766
 import copy, functools, hashlib, inspect, json, math, tempfile, typing, zlib
@@ -234,6 +235,13 @@ class Packing:
         return torch.cat(done)
 
 # %% ../nbs/00f_models.ipynb #cd50b1b1
+def decoded_codes(tokenizer) -> np.ndarray:  # (K, F)
+    "What each code of a tokenizer decodes to, by itself."
+    alone = tokenizer.decode(np.arange(tokenizer.codebook_size)[:, None])
+    names = getattr(tokenizer, "features", JETS).names
+    return np.stack([ak.to_numpy(ak.flatten(alone[name])) for name in names], 1)
+
+
 class FeatureEmbedding(nn.Embedding):
     "Embeddings (…, W) of tokens (…): of codes 1 … K by what each decodes to, of others as ever."
     waves = 64
@@ -252,9 +260,8 @@ class FeatureEmbedding(nn.Embedding):
         if (K, len(features.names)) != (self.codes, self.features):
             raise OmnijetError(f"the tokenizer has {K} codes of {', '.join(features.names)}, the "
                                f"model reads {self.codes} of {self.features} features")
-        alone = tokenizer.decode(np.arange(K)[:, None])
-        x = np.stack([ak.to_numpy(ak.flatten(alone[name])) for name in features.names], 1)
-        x, rng = features.scale(x.astype(np.float64)), np.random.default_rng(1)
+        x = features.scale(decoded_codes(tokenizer).astype(np.float64))
+        rng = np.random.default_rng(1)
         steps = rng.normal(size=(x.shape[1], self.waves)) * np.geomspace(0.3, 6, self.waves)
         waves = np.cos(x @ steps + rng.uniform(0, 2 * np.pi, self.waves))  # long ones first
         self.table[1:K + 1] = torch.from_numpy(np.concatenate([x, np.ones((K, 1)), waves], 1))
@@ -268,10 +275,116 @@ class FeatureEmbedding(nn.Embedding):
         others = super().forward((tokens - self.codes).clamp(min=0))
         return others + self.project(F.embedding(tokens, self.table))
 
+# %% ../nbs/00f_models.ipynb #96041574
+def pick(share, goal):  # (B, n) not negative, (B, 1) -> (B, 1), (B, 1)
+    "The first place where the sum of `share` exceeds `goal`, and the sum before it."
+    total = share.cumsum(-1)
+    goal = goal.minimum(total[:, -1:] * (1 - torch.finfo(goal.dtype).eps))  # rounding may exceed it
+    place = torch.searchsorted(total, goal, right=True)
+    return place, F.pad(total, (1, 0)).gather(1, place)
+
+
+def order_of_neighbours(x, size: int) -> np.ndarray:  # (K, F) -> (K,)
+    "An order in which neighbours stand together: halves of the widest feature, to `size` rows."
+    if len(x) <= size:
+        return np.arange(len(x))
+    order = np.argsort(x[:, x.std(0).argmax()], kind="stable")
+    half = math.ceil(len(x) / size / 2) * size
+    parts = order[:half], order[half:]
+    return np.concatenate([part[order_of_neighbours(x[part], size)] for part in parts])
+
+
+class GroupedHead(nn.Module):
+    "ln p (…, V) of tokens, in two steps: a group of `size` codes, or no code; a code of the group."
+
+    def __init__(self, width: int, tokens: int, codes: int, size: int = 64):
+        super().__init__()
+        self.codes, self.size, self.groups = codes, size, math.ceil(codes / size)
+        self.top = Linear(width, self.groups + tokens - codes)  # other tokens are behind the groups
+        self.inside = Linear(width, self.groups * size)
+        self.register_buffer("place", torch.empty(tokens, dtype=torch.long))  # of each token among
+        n = self.groups * size  # the codes, group by group, and then the others
+        self.place[:] = torch.tensor([n, *range(codes), *range(n + 1, n + tokens - codes)])
+        nobody = torch.where(torch.arange(n) < codes, 0.0, -math.inf)  # at the last group's end
+        self.register_buffer("nobody", nobody, persistent=False)
+
+    def learn(self, tokenizer, vocabulary=None):
+        "Make groups of codes that decode, each by itself, to neighbours."
+        x = getattr(tokenizer, "features", JETS).scale(decoded_codes(tokenizer))
+        order = order_of_neighbours(x / np.maximum(x.std(0), 1e-9), self.size)
+        self.place[1 + torch.from_numpy(order)] = torch.arange(self.codes)
+        return self
+
+    def start(self, rows, log_p):  # (K, W) of the codes, (V,) of all tokens
+        "Begin with the scores of a linear layer with these rows, and these shares of the tokens."
+        n, place = self.groups * self.size, self.place
+        codes, share = place[1:self.codes + 1], log_p.new_zeros(n + len(log_p) - self.codes)
+        self.inside.weight[codes], self.inside.bias[codes] = rows, log_p[1:self.codes + 1]
+        share[place] = log_p.exp()
+        inside = self.inside.weight.unflatten(0, (self.groups, self.size))
+        there = (self.nobody == 0).view(self.groups, self.size, 1)
+        self.top.weight[:self.groups] = (inside * there).sum(1) / there.sum(1)
+        summed = share[:n].view(self.groups, self.size).sum(1)
+        self.top.bias[:] = torch.cat([summed, share[n:]]).log()
+
+    def forward(self, x):  # (…, W) -> (…, V)
+        exact, shape = torch.promote_types(x.dtype, torch.float32), (self.groups, self.size)
+        top = self.top(x).to(exact).log_softmax(-1)
+        inside = (self.inside(x).to(exact) + self.nobody).unflatten(-1, shape).log_softmax(-1)
+        inside = inside + top[..., :self.groups, None]
+        return torch.cat([inside.flatten(-2), top[..., self.groups:]], -1)[..., self.place]
+
+    def draw(self, x, u, never):  # (B, W), (B,) in [0, 1), other tokens that are not drawn -> (B,)
+        "A token for each row, by its probability: `u` says its group, the rest of `u` the code."
+        n, top = self.groups * self.size, self.top(x)  # (B, G + others)
+        top[:, self.place[never] - n + self.groups] = -math.inf
+        p = top.double().softmax(-1)
+        group, before = pick(p, u[:, None])
+        row = (group < self.groups).nonzero()[:, 0]  # those that are codes
+        code, weight = group[row, 0], self.inside.weight.unflatten(0, (self.groups, self.size))
+        scores = torch.bmm(weight[code], x[row, :, None].to(weight.dtype))[..., 0]
+        bias = (self.inside.bias + self.nobody).view(self.groups, self.size)
+        share = (scores + bias[code]).double().softmax(-1) * p[row, code, None]
+        place = group[:, 0] - self.groups + n  # (B,)
+        place[row] = code * self.size + pick(share, (u[:, None] - before)[row])[0][:, 0]
+        places, tokens = self.place.sort()
+        return tokens[torch.searchsorted(places, place)]
+
+    def loss(self, x, targets):  # (N, W), (N,)
+        "Mean −ln p of the targets; of codes, the scores of their own group alone are needed."
+        place, exact = self.place[targets], torch.promote_types(x.dtype, torch.float32)
+        n, group = self.groups * self.size, place // self.size  # (N,)
+        group = torch.where(place < n, group, place - n + self.groups)
+        total = F.cross_entropy(self.top(x).to(exact), group, reduction="sum")
+        order = group.argsort()
+        order = order[:int((place < n).sum())]  # the codes, group by group
+        group, count = group[order], torch.bincount(group[order], minlength=self.groups)
+        row = torch.arange(len(order), device=x.device) - (count.cumsum(0) - count)[group]
+        rows = x.new_zeros(self.groups, int(count.max()), x.shape[1])
+        rows[group, row] = x[order]
+        weight = self.inside.weight.unflatten(0, (self.groups, self.size))
+        bias = (self.inside.bias + self.nobody).view(self.groups, 1, self.size)
+        scores = torch.baddbmm(bias, rows, weight.mT)[group, row].to(exact)  # of a code's group
+        return (total + F.cross_entropy(scores, place[order] % self.size, reduction="sum")) / len(x)
+
+
+def next_token_head(width: int, tokens: int, codes: int, grouped: int = 0) -> nn.Module:
+    "A linear layer from embeddings to scores, or a `GroupedHead` with so many codes a group."
+    return GroupedHead(width, tokens, codes, grouped) if grouped else Linear(width, tokens)
+
+
+@torch.no_grad()
+def start_head(head, rows, log_p):  # …, (K, W) of the codes, (V,) of all tokens
+    "Begin with these rows for the codes' scores, and with these shares of the tokens."
+    if isinstance(head, GroupedHead):
+        head.start(rows, log_p)
+    else:
+        head.weight[1:len(rows) + 1], head.bias[:] = rows, log_p
+
 # %% ../nbs/00f_models.ipynb #6946bb85
 RANGES = {  # of the numbers that models are made with, by name
     **dict.fromkeys(("codebook_size", "vocabulary_size", "width", "heads", "latent"), {"low": 1}),
-    **dict.fromkeys(("alpha", "sync_nu", "affine_lr", "replace_freq"), {"low": 0}),
+    **dict.fromkeys(("alpha", "sync_nu", "affine_lr", "replace_freq", "grouped"), {"low": 0}),
     **dict.fromkeys(("dropout", "beta"), {"low": 0, "high": 1}),
     **dict.fromkeys(("blocks", "head_blocks"), {"low": 0, "high": 10_000}),
     "classes": {"low": 0, "high": 10},
@@ -285,6 +398,17 @@ def as_json(value, name: str):
         return json.loads(to_json(value, allow_nan=False))
     except (OmnijetError, RecursionError, TypeError) as error:
         raise OmnijetError(f"{name} is {value!r}, expected numbers, words or lists") from error
+
+
+def as_range(value, name: str) -> tuple | None:  # (low, high)
+    "What a user asks a quantity to be: None, a number, or a pair, also as `low,high` in words."
+    if value is None:
+        return None
+    ends = value.strip("()[]").split(",") if isinstance(value, str) else np.ravel(value).tolist()
+    ends = [as_number(end, name, 0, whole=False) for end in ends]
+    if not 1 <= len(ends) <= 2 or ends[0] > ends[-1]:
+        raise OmnijetError(f"{name} is {value!r}, expected a number, or a pair (from, to)")
+    return ends[0], ends[-1]
 
 
 def checked(init):

@@ -20,9 +20,9 @@ from fastcore.basics import patch
 from .files import OmnijetError, as_number
 from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
 from .observables import PALETTE, flat_constituents, jet_mass, n_constituents
-from .models import faster
+from .models import as_range, faster
 from omnijet.gpt import (
-    GenerativeModel, Sampling, as_range, draw_jets, probabilities, sample, uniforms,
+    GenerativeModel, Sampling, draw_jets, draw_token, probabilities, uniforms,
 )
 from omnijet.panels import (
     ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, control,
@@ -63,12 +63,17 @@ class Growing:
         return self.read
 
     @torch.inference_mode()
+    def embedding(self, at: int | None = None) -> torch.Tensor:  # (1, W)
+        "What the backbone makes of the jet up to `at` constituents (None: all)."
+        codes = torch.tensor([self.codes[:at]], dtype=torch.long)
+        return self.model.backbone(torch.cat([self.before(), codes + 1], 1))[:, -1]
+
+    @torch.inference_mode()
     def scores(self, at: int | None = None) -> torch.Tensor:  # (1, K + 2)
         "Unnormalized log-probabilities after `at` constituents (None: all); −∞: cannot come."
-        v, codes = self.model.vocabulary, torch.tensor([self.codes[:at]], dtype=torch.long)
-        read = torch.cat([self.before(), codes + 1], 1)
-        scores = self.model.head(self.model.backbone(read)[:, -1]).float()[:, :v.stop + 1]
-        scores[:, [v.start] if codes.numel() else [v.start, v.stop]] = -np.inf
+        v = self.model.vocabulary
+        scores = self.model.head(self.embedding(at)).float()[:, :v.stop + 1]
+        scores[:, [v.start] if self.codes[:at] else [v.start, v.stop]] = -np.inf
         return scores
 
     def expected(self, n: int = 20, at: int | None = None) -> tuple:
@@ -103,7 +108,8 @@ class Growing:
         o, more = self.options, not self.finished
         while more:
             u = uniforms(o.seed, torch.tensor([self.number]), len(self.codes))
-            self.add(sample(self.scores(), u, o.temperature, o.top_k, o.top_p)[0])
+            x = self.embedding()
+            self.add(draw_token(self.model, x, u, not self.codes, o)[0])
             more = everything and not self.finished
 
     def undo(self):

@@ -15,6 +15,7 @@ from omnijet.gpt import (
     Cache, GenerativeModel, Sampling, Vocabulary, attend_causally, jet_token_edges, load_tokens, next_token_loss, probabilities, sample,
     surprise, uniforms,
 )
+from omnijet.models import GroupedHead
 from omnijet.vqvae import BinnedTokenizer
 
 
@@ -73,9 +74,9 @@ def test_checkpoint_of_another_model(tmp_path):
         GenerativeModel.from_gabbro(tmp_path / "other.ckpt")
 
 
-@pytest.mark.parametrize("classes", [0, 10])
-def test_loss_of_a_jet_is_its_own(classes):
-    model, data = small(classes=classes), some_jets([12, 1, 7, 40])
+@pytest.mark.parametrize("options", [{}, {"classes": 10}, {"grouped": 8}, {"grouped": 7, "classes": 10}])
+def test_loss_of_a_jet_is_its_own(options):
+    model, data = small(**options), some_jets([12, 1, 7, 40])
     sums = {}
     for name, groups, length in (("alone", [[0], [1], [2], [3]], None), ("together", [[0, 1, 2, 3]], None), ("padded", [[0], [1], [2], [3]], 128)):
         model.zero_grad()
@@ -89,8 +90,9 @@ def test_loss_of_a_jet_is_its_own(classes):
         assert torch.allclose(gradient, sums["alone"][1], rtol=1e-9, atol=1e-10)
 
 
-def test_surprise_agrees_with_the_loss():
-    model, data = small(), some_jets([12, 1, 7, 40, 3])
+@pytest.mark.parametrize("grouped", [0, 8])
+def test_surprise_agrees_with_the_loss(grouped):
+    model, data = small(grouped=grouped), some_jets([12, 1, 7, 40, 3])
     nats = surprise(model, data, batch_size=2)
     for i in range(len(data)):
         batch = as_batch(data, index=[i])
@@ -127,10 +129,11 @@ def uncached(model, n, seed, max_constituents, label=None, **options):
         read = v.prefix(1, None if label is None else torch.tensor([label]))
         codes = []
         for position in range(max_constituents):
+            u, never = uniforms(seed, torch.tensor([j]), position), [v.start] if position else [v.start, v.stop]
             scores = model(read)[:, -1].clone()
-            scores[:, v.start] = -math.inf
-            if position == 0: scores[:, v.stop] = -math.inf
-            token = sample(scores, uniforms(seed, torch.tensor([j]), position), **options)
+            scores[:, never] = -math.inf
+            in_two_steps = isinstance(model.head, GroupedHead) and not options
+            token = model.head.draw(model.backbone(read)[:, -1], u, never) if in_two_steps else sample(scores, u, **options)
             if token == v.stop: break
             codes.append(int(token) - 1)
             read = torch.cat([read, token[:, None]], 1)
@@ -138,9 +141,10 @@ def uncached(model, n, seed, max_constituents, label=None, **options):
     return jets
 
 
+@pytest.mark.parametrize("grouped", [0, 8])
 @pytest.mark.parametrize("classes,jet_class,options", [(0, None, {}), (10, "TTBar", {"temperature": 0.7, "top_k": 12}), (0, None, {"top_p": 0.6})])
-def test_generation_does_not_depend_on_cache_and_batch(classes, jet_class, options):
-    model = small(classes=classes)
+def test_generation_does_not_depend_on_cache_and_batch(classes, jet_class, options, grouped):
+    model = small(classes=classes, grouped=grouped)
     with torch.inference_mode():
         expected = uncached(model, 30, seed=3, max_constituents=25, label=None if jet_class is None else 8, **options)
     assert {len(jet) for jet in expected} - {25}                        # some stop by themselves
@@ -150,8 +154,9 @@ def test_generation_does_not_depend_on_cache_and_batch(classes, jet_class, optio
     assert model.generate(10, seed=3, first=20, max_constituents=25, jet_class=jet_class, progress=False, **options).to_list() == expected[20:]
 
 
-def test_first_tokens_follow_the_models_probabilities():
-    model = small()
+@pytest.mark.parametrize("grouped", [0, 8])
+def test_first_tokens_follow_the_models_probabilities(grouped):
+    model = small(grouped=grouped)
     n = 10_000
     first = ak.to_numpy(ak.firsts(model.generate(n, seed=11, max_constituents=1, progress=False)))
     with torch.inference_mode():
@@ -217,8 +222,9 @@ def test_sampling_in_bfloat16():
     assert ((u < total[drawn] + 0.002) & (u > total[drawn] - p[drawn] - 0.002)).all()
 
 
-def test_saved_and_loaded(tmp_path):
-    model = small().float()
+@pytest.mark.parametrize("grouped", [0, 8])
+def test_saved_and_loaded(tmp_path, grouped):
+    model = small(grouped=grouped).float()
     model.save_pretrained(tmp_path / "model")
     again = GenerativeModel.from_pretrained(tmp_path / "model")
     tokens = torch.randint(0, 32, (2, 5))

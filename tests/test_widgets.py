@@ -356,10 +356,11 @@ def test_two_models_share_what_is_kept(model, grid, conditional, jets):
         widgets.GenerationPlayground(model, grid, jets, other=third)
 
 
-def test_a_jet_of_asked_mass_grows_as_generate_makes_it(grid, jets):
+@pytest.mark.parametrize("grouped", [0, 16])
+def test_a_jet_of_asked_mass_grows_as_generate_makes_it(grid, jets, grouped):
     torch.manual_seed(4)
     edges = {"mass": [0, 40, 80, 120, 400], "n_constituents": [1, 20, 40, 128]}
-    model = GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2, classes=10, jet_tokens=edges).eval()
+    model = GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2, classes=10, jet_tokens=edges, grouped=grouped).eval()
     playground = widgets.GenerationPlayground(model, grid, jets)
     playground.asked["mass"].value = "85, 115"
     playground.finish()
