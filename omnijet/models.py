@@ -171,7 +171,8 @@ def attend(q, k, v, mask=None, dropout=0.0, causal=False):  # (B, H, L, D), twic
     if causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
     score = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, H, L, T)
-    score = score if mask is None else score.masked_fill(~mask, -math.inf)
+    if mask is not None:  # added, as its gradient costs nothing
+        score = score + score.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
     return F.dropout(score.softmax(-1), dropout) @ v
 
 
