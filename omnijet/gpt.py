@@ -68,6 +68,10 @@ class Vocabulary:
                                f"{self.classes - 1} for jets of a class-conditional model")
         return torch.stack([start[:, 0], self.predicted + label], 1)
 
+    def never(self, first: bool) -> list:
+        "What cannot be drawn once the codes begin: start, jet tokens, and no jet stops at once."
+        return [self.start, *range(self.stop + (not first), self.predicted)]
+
     def check(self, codes):  # an array or a tensor
         "`OmnijetError` for what is no code of the codebook."
         if 0 not in codes.shape and ((codes.min() < 0) | (codes.max() >= self.codebook_size)):
@@ -548,8 +552,7 @@ def draw_jets(table, masks, u) -> np.ndarray:  # (bins, …), a mask (bins,) eac
 @torch.inference_mode()
 def draw_token(model: GenerativeModel, x, u, first: bool, o: Sampling) -> torch.Tensor:  # (B,)
     "The next code, or stop where one is there, after embeddings (B, W), of random numbers (B,)."
-    head, v = model.head, model.vocabulary
-    never = [v.start, *range(v.stop + (not first), v.predicted)]
+    head, never = model.head, model.vocabulary.never(first)
     if isinstance(head, GroupedHead) and (o.temperature, o.top_k, o.top_p) == (1, None, None):
         return head.draw(x, u, never)
     scores = head(x)

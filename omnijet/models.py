@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -294,11 +295,11 @@ def order_of_neighbours(x, size: int) -> np.ndarray:  # (K, F) -> (K,)
     parts = order[:half], order[half:]
     return np.concatenate([part[order_of_neighbours(x[part], size)] for part in parts])
 
-
+# %% ../nbs/00f_models.ipynb #66a09571
 class GroupedHead(nn.Module):
     "ln p (…, V) of tokens, in two steps: a group of `size` codes, or no code; a code of the group."
 
-    def __init__(self, width: int, tokens: int, codes: int, size: int = 64):
+    def __init__(self, width: int, tokens: int, codes: int, size: int):
         super().__init__()
         self.codes, self.size, self.groups = codes, size, math.ceil(codes / size)
         self.top = Linear(width, self.groups + tokens - codes)  # other tokens are behind the groups
@@ -316,14 +317,19 @@ class GroupedHead(nn.Module):
         self.place[1 + torch.from_numpy(order)] = torch.arange(self.codes)
         return self
 
+    def by_group(self) -> tuple:  # (G, S, W), (G, S)
+        "Rows and biases of the codes, group by group."
+        shape = self.groups, self.size
+        return self.inside.weight.unflatten(0, shape), (self.inside.bias + self.nobody).view(shape)
+
     def start(self, rows, log_p):  # (K, W) of the codes, (V,) of all tokens
         "Begin with the scores of a linear layer with these rows, and these shares of the tokens."
         n, place = self.groups * self.size, self.place
         codes, share = place[1:self.codes + 1], log_p.new_zeros(n + len(log_p) - self.codes)
         self.inside.weight[codes], self.inside.bias[codes] = rows, log_p[1:self.codes + 1]
         share[place] = log_p.exp()
-        inside = self.inside.weight.unflatten(0, (self.groups, self.size))
-        there = (self.nobody == 0).view(self.groups, self.size, 1)
+        inside, bias = self.by_group()
+        there = bias.isfinite()[..., None]  # (G, S, 1)
         self.top.weight[:self.groups] = (inside * there).sum(1) / there.sum(1)
         summed = share[:n].view(self.groups, self.size).sum(1)
         self.top.bias[:] = torch.cat([summed, share[n:]]).log()
@@ -335,40 +341,42 @@ class GroupedHead(nn.Module):
         inside = inside + top[..., :self.groups, None]
         return torch.cat([inside.flatten(-2), top[..., self.groups:]], -1)[..., self.place]
 
-    def draw(self, x, u, never):  # (B, W), (B,) in [0, 1), other tokens that are not drawn -> (B,)
-        "A token for each row, by its probability: `u` says its group, the rest of `u` the code."
-        n, top = self.groups * self.size, self.top(x)  # (B, G + others)
-        top[:, self.place[never] - n + self.groups] = -math.inf
-        p = top.double().softmax(-1)
-        group, before = pick(p, u[:, None])
-        row = (group < self.groups).nonzero()[:, 0]  # those that are codes
-        code, weight = group[row, 0], self.inside.weight.unflatten(0, (self.groups, self.size))
-        scores = torch.bmm(weight[code], x[row, :, None].to(weight.dtype))[..., 0]
-        bias = (self.inside.bias + self.nobody).view(self.groups, self.size)
-        share = (scores + bias[code]).double().softmax(-1) * p[row, code, None]
-        place = group[:, 0] - self.groups + n  # (B,)
-        place[row] = code * self.size + pick(share, (u[:, None] - before)[row])[0][:, 0]
-        places, tokens = self.place.sort()
-        return tokens[torch.searchsorted(places, place)]
-
-    def loss(self, x, targets):  # (N, W), (N,)
-        "Mean −ln p of the targets; of codes, the scores of their own group alone are needed."
-        place, exact = self.place[targets], torch.promote_types(x.dtype, torch.float32)
-        n, group = self.groups * self.size, place // self.size  # (N,)
-        group = torch.where(place < n, group, place - n + self.groups)
-        total = F.cross_entropy(self.top(x).to(exact), group, reduction="sum")
-        order = group.argsort()
-        order = order[:int((place < n).sum())]  # the codes, group by group
-        group, count = group[order], torch.bincount(group[order], minlength=self.groups)
-        row = torch.arange(len(order), device=x.device) - (count.cumsum(0) - count)[group]
-        rows = x.new_zeros(self.groups, int(count.max()), x.shape[1])
-        rows[group, row] = x[order]
-        weight = self.inside.weight.unflatten(0, (self.groups, self.size))
-        bias = (self.inside.bias + self.nobody).view(self.groups, 1, self.size)
-        scores = torch.baddbmm(bias, rows, weight.mT)[group, row].to(exact)  # of a code's group
-        return (total + F.cross_entropy(scores, place[order] % self.size, reduction="sum")) / len(x)
+# %% ../nbs/00f_models.ipynb #9b483e1b
+@patch
+def loss(self: GroupedHead, x, targets):  # (N, W), (N,)
+    "Mean −ln p of the targets; of codes, the scores of their own group alone are needed."
+    place, exact = self.place[targets], torch.promote_types(x.dtype, torch.float32)
+    n, group = self.groups * self.size, place // self.size  # (N,)
+    group = torch.where(place < n, group, place - n + self.groups)
+    total = F.cross_entropy(self.top(x).to(exact), group, reduction="sum")
+    order = group.argsort()
+    order = order[:int((place < n).sum())]  # the codes, group by group
+    group, count = group[order], torch.bincount(group[order], minlength=self.groups)
+    row = torch.arange(len(order), device=x.device) - (count.cumsum(0) - count)[group]
+    rows = x.new_zeros(self.groups, int(count.max()), x.shape[1])
+    rows[group, row] = x[order]
+    weight, bias = self.by_group()
+    scores = torch.baddbmm(bias[:, None], rows, weight.mT)[group, row].to(exact)  # of its group
+    return (total + F.cross_entropy(scores, place[order] % self.size, reduction="sum")) / len(x)
 
 
+@patch
+def draw(self: GroupedHead, x, u, never):  # (B, W), (B,) in [0, 1), tokens but codes -> (B,)
+    "A token a row, by its probability, none of `never`: `u` says its group, its rest the code."
+    n, top = self.groups * self.size, self.top(x)  # (B, G + others)
+    top[:, self.place[never] - n + self.groups] = -math.inf
+    p = top.double().softmax(-1)
+    group, before = pick(p, u[:, None])
+    row = (group < self.groups).nonzero()[:, 0]  # those that are codes
+    code, (weight, bias) = group[row, 0], self.by_group()
+    scores = torch.bmm(weight[code], x[row, :, None].to(weight.dtype))[..., 0]
+    share = (scores + bias[code]).double().softmax(-1) * p[row, code, None]
+    place = group[:, 0] - self.groups + n  # (B,)
+    place[row] = code * self.size + pick(share, (u[:, None] - before)[row])[0][:, 0]
+    places, tokens = self.place.sort()
+    return tokens[torch.searchsorted(places, place)]
+
+# %% ../nbs/00f_models.ipynb #b3dfea72
 def next_token_head(width: int, tokens: int, codes: int, grouped: int = 0) -> nn.Module:
     "A linear layer from embeddings to scores, or a `GroupedHead` with so many codes a group."
     return GroupedHead(width, tokens, codes, grouped) if grouped else Linear(width, tokens)

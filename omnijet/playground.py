@@ -71,10 +71,9 @@ class Growing:
     @torch.inference_mode()
     def scores(self, at: int | None = None) -> torch.Tensor:  # (1, K + 2)
         "Unnormalized log-probabilities after `at` constituents (None: all); −∞: cannot come."
-        v = self.model.vocabulary
-        scores = self.model.head(self.embedding(at)).float()[:, :v.stop + 1]
-        scores[:, [v.start] if self.codes[:at] else [v.start, v.stop]] = -np.inf
-        return scores
+        v, scores = self.model.vocabulary, self.model.head(self.embedding(at)).float()
+        scores[:, v.never(not self.codes[:at])] = -np.inf
+        return scores[:, :v.stop + 1]
 
     def expected(self, n: int = 20, at: int | None = None) -> tuple:
         "The `n` likeliest next tokens and their probabilities, as they would be drawn."
