@@ -6,10 +6,11 @@
 __all__ = ['JETS', 'ONEDNN', 'KERNELS', 'RANGES', 'Features', 'jet_features', 'linear', 'Linear', 'faster', 'attend',
            'attend_causally', 'sum_of_jets', 'Packing', 'decoded_codes', 'FeatureEmbedding', 'pick',
            'order_of_neighbours', 'GroupedHead', 'next_token_head', 'start_head', 'as_json', 'as_range', 'checked',
-           'find_pretrained', 'read_config', 'model_checksum', 'check_shapes', 'PretrainedMixin', 'read_gabbro']
+           'find_pretrained', 'take_model', 'read_config', 'model_checksum', 'check_shapes', 'PretrainedMixin',
+           'read_gabbro']
 
 # %% ../nbs/00f_models.ipynb #daa3f766
-import copy, functools, hashlib, inspect, json, math, tempfile, typing, zlib
+import copy, functools, hashlib, inspect, json, math, shutil, tempfile, typing, zlib
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
@@ -480,6 +481,16 @@ def find_pretrained(
             told = str(error).partition("\n")[0]
             reason = f"no such folder, and the hub answers {type(error).__name__}: {told}"
     raise OmnijetError(f"{name}: {reason}; models that come with omnijet: {', '.join(shipped)}")
+
+
+def take_model(name, folder) -> list:  # of `find_pretrained`; a run's folder of the model
+    "Copy a saved model as it is; the history of its training, [] where nobody kept it."
+    found, history = find_pretrained(name), Path(folder, "training", "history.json")
+    make_folder(history.parent)
+    for part in ("config.json", "model.safetensors", "training/history.json"):
+        if (found / part).exists():
+            shutil.copy(found / part, Path(folder, part))
+    return json.loads(history.read_text()) if history.exists() else []
 
 
 def read_config(folder: Path, kinds) -> dict:  # names of the classes it may be

@@ -73,7 +73,8 @@ def read_preset(name: str) -> dict:
     return values
 
 
-_MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "backbone_single": "TTBar",
+_MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "trained": "omnijet",
+                "backbone_single": "TTBar",
                 "backbone_jet_tokens": {"pt": 64, "mass": 64, "n_constituents": 64},
                 "shower_tokens": {"incident_energy": 8, "energy_sum": 32, "n_constituents": 32},
                 "backbone_max_jets": 1, "backbone_training.patience": 1}
@@ -126,11 +127,13 @@ def check_parameters(p: dict):  # of all chapters
     folder, main = p["jetclass"], (name in p["main_classes"] for name in ("ZJetsToNuNu", "TTBar"))
     most = 2 * min(p["n_jets"]["train_main" if x else "train_other"] for x in main)
     monitor, ends = p["transfer_training"]["monitor"], p["shower_energy"]
-    codes = [x for x in p["tokenizers"] if x == "conditional-8192" or not p["shipped"]]
+    codes = [x for x in p["tokenizers"] if x == "conditional-8192" or p["trained"] != "omnijet"]
     rules = [  # of a parameter: whether it is as expected, what is
         ("jetclass", not folder or Path(folder, "train_100M").is_dir(), "one with train_100M"),
         *((name, not p[name] or Path(p[name]).exists(), "a folder or null")
           for name in ("public_jets", "open_data")),
+        ("trained", p["trained"] in (None, "omnijet") or Path(p["trained"]).is_dir(),
+         "the folder of a run, omnijet, or null"),
         ("main_classes", {*p["main_classes"]} <= {*CLASSES}, f"some {some}"),
         ("backbone_single", p["backbone_single"] in (None, *CLASSES), f"one {some}"),
         ("backbone_classes", class_indices(p["backbone_classes"]), f"some {some}"),
@@ -350,8 +353,9 @@ def run(
     if not chosen:
         raise files.OmnijetError(f"--until {until}: nothing of --only is left to run")
     if "jetclass" in values:  # and with it all others
-        for key in ("jetclass", "public_jets", "open_data"):  # chapters run in another folder
-            values[key] = values[key] and str(Path(values[key]).absolute())
+        for key in ("jetclass", "public_jets", "open_data", "trained"):
+            if values[key] not in (None, "", "omnijet"):  # chapters run in another folder
+                values[key] = str(Path(values[key]).absolute())
         check_parameters(values)
     with _alone(folder):
         _run_chapters(folder, chapters, chosen, values, force, jobs)
