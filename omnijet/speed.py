@@ -260,7 +260,7 @@ def bench_vqvae(codebook_size=8192, width=128, blocks=4, heads=8, batch_size=128
         z, codebook = ours.encoder(x, mask)[mask], ours.quantizer.get_codebook()
         search = seconds(lambda: nearest(z, codebook), 5) / len(z)  # of one constituent
         slow = seconds(lambda: [plain.encode(batch)[2].cpu() for batch in padded], 2)
-    fast = len(jets) / seconds(lambda: ours.encode(jets), 2)
+    fast = len(jets) / seconds(lambda: ours.encode(jets, batch_size), 2)
     figures |= compared("encoding", fast, plain_steps * batch_size / slow)
     share = search * sequences.lengths.mean() * trained
     figures["share of the codebook search in a training step"] = share

@@ -492,19 +492,21 @@ def forget(
 
 MEASURED = {}  # {shapes of a model's linear layers: how much faster bfloat16 is}
 PAYS = 1.25  # times faster products, conversions included: below, the rest of a step costs it
-WORTH = 40_000  # weights of a layer below which nothing is to be gained
+WORTH = {"cpu": 40_000, "cuda": 150_000}  # weights of a layer below which nothing is to be gained
 
 
 def fast_precision(model, where=None) -> str:  # "bf16-mixed" or "32-true"
     """Whether this machine multiplies the matrices of a model's linear layers so much faster in
-    bfloat16 that it pays: on CPUs measured, once a process, by the time of one processor."""
+    bfloat16 that it pays: on CPUs measured, once a process, by the time of one processor; on GPUs
+    by size, for kernels of small layers take as long to start as to work (09: an H200)."""
     where = where or device()
-    if where.type != "cpu":
-        return "bf16-mixed" if where.type == "cuda" else "32-true"
     layers = {m.weight.shape: m for m in model.modules() if isinstance(m, torch.nn.Linear)}
     largest = tuple(sorted(layers, key=lambda shape: shape.numel())[-2:])
-    if not largest or largest[-1].numel() < WORTH:
+    deciding = largest[0 if where.type == "cuda" else -1].numel() if largest else 0
+    if where.type not in WORTH or deciding < WORTH[where.type]:
         return "32-true"
+    if where.type == "cuda":
+        return "bf16-mixed"
     if largest not in MEASURED:
         threads, total = torch.get_num_threads(), {False: 0.0, True: 0.0}
         torch.set_num_threads(1)
