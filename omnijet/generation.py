@@ -20,7 +20,7 @@ from .files import OmnijetError, as_bool, as_number, holds, progress_bar, write_
 from .formats import MOMENTA, as_layout, open_any
 from .data import Ragged, jet_files, process_of, to_columns
 from omnijet.observables import (
-    NINE, OBSERVABLES, SIX, bin_edges, compare, flat_constituents, jet_pt, observables,
+    OBSERVABLES, SIX, bin_edges, compare, flat_constituents, jet_pt, observables,
 )
 from .statistics import auc_with_error, number, quantile_kl, two_sample_auc, w1_with_error
 from .training import TrainingConfig, batches, device, train, training_data

@@ -93,7 +93,7 @@ class Vocabulary:
         P is 1, or 2 with class tokens; a jet token of −1 is left out."""
         self.check(codes)
         before = self.prefix(len(codes), label, codes.device)  # (B, P)
-        P, jet = before.shape[1], codes[:, :0] if jet is None else jet
+        jet = codes[:, :0] if jet is None else jet
         there = torch.cat([jet >= 0, mask, mask.new_ones(len(mask), 1)], 1)  # (B, J + L + 1)
         said = torch.cat([jet, codes + 1, codes.new_full((len(codes), 1), self.stop)], 1)
         order = (~there).byte().argsort(dim=1, stable=True)  # what is real first

@@ -12,6 +12,7 @@ import omnijet
 from omnijet.data import CLASSES, sample_jets
 from omnijet.files import OmnijetError
 from omnijet.gpt import GenerativeModel
+from omnijet.models import take_model
 from omnijet.observables import jet_mass
 from omnijet.transfer import JetClassifier
 from omnijet.vqvae import VQVAE, load_tokenizer
@@ -31,6 +32,21 @@ def test_shelf():
         assert all(word in card for word in ("licence", "seed", "device", "date", "versions", "omnijet run")), name
     with pytest.raises(OmnijetError, match="omnijet/tokenizer-8192"):
         load_tokenizer("omnijet/tokenizer-8193")
+
+
+def test_a_model_is_taken_as_it_is(tmp_path):
+    folder = tmp_path / "run" / "tokenizers" / "conditional-512"
+    assert take_model("omnijet/tokenizer-512", folder) == []
+    for name in ("config.json", "model.safetensors"):  # with the origin of its training
+        assert (folder / name).read_bytes() == (SHELF / "tokenizer-512" / name).read_bytes()
+    (folder / "training").mkdir(exist_ok=True)
+    (folder / "training" / "history.json").write_text('[{"epoch": 0, "val_loss": 1.5}]')
+    assert take_model(folder, tmp_path / "next") == [{"epoch": 0, "val_loss": 1.5}]
+    tokens = load_tokenizer(tmp_path / "next").encode(TOPS[:5])
+    assert tokens.to_list() == load_tokenizer("omnijet/tokenizer-512").encode(TOPS[:5]).to_list()
+    with pytest.raises(OmnijetError, match="no such folder"):
+        take_model(tmp_path / "nosuch", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_tokenizers_keep_the_mass():

@@ -80,6 +80,7 @@ def test_help_of_every_command():
     (["run", "-p", "backbone_training.schedule=zigzag"], "schedule"),
     (["run", "-p", "backbone_model.heads=7"], "heads to divide width"),
     (["run", "-p", "trained=omnijet"], "backbone_tokenizer"),
+    (["run", "-p", "trained=nosuch"], "trained is"),
     (["run", "-p", "jetclass=nosuch"], "jetclass is"),
     (["run", "--until", "02", "--only", "05"], "--until 02"),
     (["run", "--only", "01,99,98"], "no chapter '99', '98'"),
