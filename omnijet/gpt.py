@@ -30,7 +30,7 @@ from .training import batches
 from omnijet.models import (
     JETS, FeatureEmbedding, GroupedHead, Linear, Packing, PretrainedMixin, attend, attend_causally,
     as_range, check_shapes, checked, decoded_codes, faster, linear, next_token_head, pick,
-    read_gabbro, start_head,
+    read_gabbro, start_head, token_nats,
 )
 from .vqvae import MIRRORS, load_tokenizer
 
@@ -299,15 +299,15 @@ class _NextToken(torch.autograd.Function):
 def next_token_loss(x, head, targets, chunk=None) -> torch.Tensor:  # (N, W), Linear, …, (N,)
     "Mean cross-entropy of `head(x)` with `targets`; its memory does not grow with N × vocabulary."
     if isinstance(head, GroupedHead):
-        return head.loss(x, targets)
+        return head.nats(x, targets).mean()
     where = x.device.type
     chunk = chunk or (512 if where == "cpu" else 8192)  # positions scored at a time
     if torch.is_autocast_enabled(where):
         x = x.to(torch.get_autocast_dtype(where))
     if torch.is_grad_enabled():
         return _NextToken.apply(x, head.weight, head.bias, targets, chunk)
-    return sum(F.cross_entropy(head(a).float(), t, reduction="sum")
-               for a, t in zip(x.split(chunk), targets.split(chunk))) / len(x)
+    parts = zip(x.split(chunk), targets.split(chunk))
+    return sum(token_nats(head, *part).sum() for part in parts) / len(x)
 
 # %% ../nbs/03_gpt.ipynb #8551f56f
 def jet_token_edges(
@@ -643,7 +643,7 @@ def surprise(model: GenerativeModel, tokens: Ragged, batch_size: int = 256) -> R
     content, where = np.zeros(offsets[-1], np.float32), next(model.parameters()).device
     for batch in batches(tokens, batch_size, device=where):
         x, targets, codes = model.real_positions(batch)
-        values = [F.cross_entropy(model.head(a).float(), t, reduction="none")
+        values = [token_nats(model.head, a, t)
                   for a, t in zip(x[codes].split(2048), targets[codes].split(2048))]
         at = [np.arange(offsets[i], offsets[i + 1]) for i in batch["index"].tolist()]
         content[np.concatenate(at)] = torch.cat(values).cpu().numpy()

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['JETS', 'ONEDNN', 'KERNELS', 'RANGES', 'Features', 'jet_features', 'linear', 'Linear', 'faster', 'attend',
            'attend_causally', 'sum_of_jets', 'Packing', 'decoded_codes', 'FeatureEmbedding', 'pick',
-           'order_of_neighbours', 'GroupedHead', 'next_token_head', 'start_head', 'as_json', 'as_range', 'checked',
-           'find_pretrained', 'take_model', 'read_config', 'model_checksum', 'check_shapes', 'PretrainedMixin',
-           'read_gabbro']
+           'order_of_neighbours', 'GroupedHead', 'next_token_head', 'token_nats', 'start_head', 'as_json', 'as_range',
+           'checked', 'find_pretrained', 'take_model', 'read_config', 'model_checksum', 'check_shapes',
+           'PretrainedMixin', 'read_gabbro']
 
 # %% ../nbs/00f_models.ipynb #daa3f766
 import copy, functools, hashlib, inspect, json, math, shutil, tempfile, typing, zlib
@@ -344,12 +344,12 @@ class GroupedHead(nn.Module):
 
 # %% ../nbs/00f_models.ipynb #9b483e1b
 @patch
-def loss(self: GroupedHead, x, targets):  # (N, W), (N,)
-    "Mean −ln p of the targets; of codes, the scores of their own group alone are needed."
+def nats(self: GroupedHead, x, targets):  # (N, W), (N,) -> (N,)
+    "−ln p of each target; of codes, the scores of their own group alone are needed."
     place, exact = self.place[targets], torch.promote_types(x.dtype, torch.float32)
     n, group = self.groups * self.size, place // self.size  # (N,)
     group = torch.where(place < n, group, place - n + self.groups)
-    total = F.cross_entropy(self.top(x).to(exact), group, reduction="sum")
+    total = F.cross_entropy(self.top(x).to(exact), group, reduction="none")
     order = group.argsort()
     order = order[:int((place < n).sum())]  # the codes, group by group
     group, count = group[order], torch.bincount(group[order], minlength=self.groups)
@@ -358,7 +358,8 @@ def loss(self: GroupedHead, x, targets):  # (N, W), (N,)
     rows[group, row] = x[order]
     weight, bias = self.by_group()
     scores = torch.baddbmm(bias[:, None], rows, weight.mT)[group, row].to(exact)  # of its group
-    return (total + F.cross_entropy(scores, place[order] % self.size, reduction="sum")) / len(x)
+    inside = F.cross_entropy(scores, place[order] % self.size, reduction="none")
+    return total.index_add(0, order, inside)
 
 
 @patch
@@ -381,6 +382,13 @@ def draw(self: GroupedHead, x, u, never):  # (B, W), (B,) in [0, 1), tokens but 
 def next_token_head(width: int, tokens: int, codes: int, grouped: int = 0) -> nn.Module:
     "A linear layer from embeddings to scores, or a `GroupedHead` with so many codes a group."
     return GroupedHead(width, tokens, codes, grouped) if grouped else Linear(width, tokens)
+
+
+def token_nats(head, x, targets) -> torch.Tensor:  # a head, (N, W), (N,) -> (N,)
+    "−ln p of each target, float32."
+    if isinstance(head, GroupedHead):
+        return head.nats(x, targets)
+    return F.cross_entropy(head(x).float(), targets, reduction="none")
 
 
 @torch.no_grad()
