@@ -73,8 +73,7 @@ def read_preset(name: str) -> dict:
     return values
 
 
-_MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "trained": "omnijet",
-                "backbone_single": "TTBar",
+_MAY_BE_NONE = {"jetclass": "", "public_jets": "", "open_data": "", "backbone_single": "TTBar",
                 "backbone_jet_tokens": {"pt": 64, "mass": 64, "n_constituents": 64},
                 "shower_tokens": {"incident_energy": 8, "energy_sum": 32, "n_constituents": 32},
                 "backbone_max_jets": 1, "backbone_training.patience": 1}
@@ -132,8 +131,8 @@ def check_parameters(p: dict):  # of all chapters
         ("jetclass", not folder or Path(folder, "train_100M").is_dir(), "one with train_100M"),
         *((name, not p[name] or Path(p[name]).exists(), "a folder or null")
           for name in ("public_jets", "open_data")),
-        ("trained", p["trained"] in (None, "omnijet") or Path(p["trained"]).is_dir(),
-         "the folder of a run, omnijet, or null"),
+        ("trained", p["trained"] in ("", "omnijet") or Path(p["trained"]).is_dir(),
+         "the folder of a run, or omnijet"),
         ("main_classes", {*p["main_classes"]} <= {*CLASSES}, f"some {some}"),
         ("backbone_single", p["backbone_single"] in (None, *CLASSES), f"one {some}"),
         ("backbone_classes", class_indices(p["backbone_classes"]), f"some {some}"),
@@ -354,7 +353,7 @@ def run(
         raise files.OmnijetError(f"--until {until}: nothing of --only is left to run")
     if "jetclass" in values:  # and with it all others
         for key in ("jetclass", "public_jets", "open_data", "trained"):
-            if values[key] not in (None, "", "omnijet"):  # chapters run in another folder
+            if values[key] and values[key] != "omnijet":  # chapters run in another folder
                 values[key] = str(Path(values[key]).absolute())
         check_parameters(values)
     with _alone(folder):
