@@ -31,8 +31,8 @@ MODELS = {  # that ship: where a run has it, what it is
                      "before a jet's tokens: `generate(n, mass=(160, 180))`."),
     "backbone-conditional": ("backbone_conditional", "Generates jets of each of the ten classes as "
                              'tokens of tokenizer-8192: `generate(n, jet_class="TTBar")`.'),
-    "top-tagger": ("transfer/finetune_{size}_seed{seed}", "Tells t → bqq′ from q/g jets by tokens "
-                   "of tokenizer-8192; the backbone, fine-tuned."),
+    "top-tagger": ("transfer/recipe", "Tells t → bqq′ from q/g jets by tokens of tokenizer-8192; "
+                   "the backbone, fine-tuned by the recipe of `omnijet finetune`."),
     "shower-tokenizer": ("showers/tokenizer", "Tokens of the hits of photon showers."),
     "shower-backbone": ("showers/backbone", "Generates photon showers as tokens of shower-"
                         "tokenizer: `generate(n, incident_energy=5)` (GeV)."),
@@ -55,11 +55,12 @@ TARGETS = [  # what this project wants to reach: which number, at most or at lea
 ]
 
 
-def card_numbers(model: str, numbers: list, size: int) -> list:  # size: jets that a tagger had
+def card_numbers(model: str, numbers: list) -> list:
     "The numbers of a run that say what a model reaches."
     if model == "top-tagger":
-        found = select(numbers, strategy="finetune", size=size)
-        return select(found, classes=None, shower=None, validation=None, model=None)
+        found = select(numbers, strategy="finetune", recipe="default")
+        most = max(((n["size"], n["images"]) for n in found), default=None)
+        return [n for n in found if (n["size"], n["images"]) == most]
     if model.startswith("shower"):
         sample = "reconstructed" if model == "shower-tokenizer" else "generated"
         ends = "energy_sum", "energy_sum_floor", "n_hits", "n_hits_floor", "profile_deviation"
@@ -125,9 +126,8 @@ def ship(
     if other.is_relative_to(one):
         raise OmnijetError(f"{folder}: a run is not shipped into itself ({pretrained})")
     numbers, results, done = read_numbers(folder), read_json(folder / "results.json"), []
-    size = max([0, *(int(x.name.split("_")[1]) for x in folder.glob("transfer/finetune_*"))])
     for model, (where, _) in MODELS.items():
-        source, target = folder / where.format(size=size, seed=results["seed"]), pretrained / model
+        source, target = folder / where, pretrained / model
         if not (source / "config.json").exists():
             print(f"{model}: not in this run ({source})")
             continue
@@ -142,7 +142,7 @@ def ship(
             weights, config = checksum(out / "model.safetensors"), read_json(config)
             config["origin"] = {**config.get("origin", {}), "weights": weights}
             merge_json(out / "config.json", **config)
-            told = model, config["origin"], card_numbers(model, numbers, size), results
+            told = model, config["origin"], card_numbers(model, numbers), results
             (out / "README.md").write_text(model_card(*told), encoding="utf-8")
         done.append(target)
         print(target)
