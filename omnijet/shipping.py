@@ -59,8 +59,8 @@ def card_numbers(model: str, numbers: list) -> list:
     "The numbers of a run that say what a model reaches."
     if model == "top-tagger":
         found = select(numbers, strategy="finetune", recipe="default")
-        most = max(((n["size"], n["images"]) for n in found), default=None)
-        return [n for n in found if (n["size"], n["images"]) == most]
+        most = max((n["size"] for n in found), default=None)
+        return select(found, size=most)
     if model.startswith("shower"):
         sample = "reconstructed" if model == "shower-tokenizer" else "generated"
         ends = "energy_sum", "energy_sum_floor", "n_hits", "n_hits_floor", "profile_deviation"
