@@ -21,6 +21,7 @@ from faults import ENV, OMNIJET, ROOT, finished, plain, tables, weights
 
 from omnijet.files import read_metadata, write_columns
 from omnijet.data import sample_jets, to_columns
+from omnijet.transfer import recipe
 
 CHAPTERS = "01,02,03,04,04a,05"  # those that train and draw; the earlier ones count what others made
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")  # 127.0.0.1 and ::1, as /proc/net has them
@@ -203,7 +204,8 @@ def test_a_parameter_reaches_the_training_that_it_names(alone):
     lr = {name: of["lr"] for name, of in training.items()}
     assert lr["tokenizers/conditional-64"] == 0.00321 and lr["backbone"] == 0.00123, lr
     assert {name: x for name, x in lr.items() if name.startswith("transfer")} == {
-        "transfer/finetune_40_seed1": 2.22e-3, "transfer/scratch_40_seed1": 2.22e-3, "transfer/jet_tokens/finetune_40_seed1": 2.22e-3}
+        "transfer/finetune_40_seed1": 2.22e-3, "transfer/scratch_40_seed1": 2.22e-3, "transfer/jet_tokens/finetune_40_seed1": 2.22e-3,
+        "transfer/recipe": recipe(40).lr}, "the sweep's trainings follow the preset, the recipe's follows its number of jets"
     assert training["tokenizers/conditional-64"]["epochs"] == 3 and training["backbone"]["batch_size"] == 50
 
 
