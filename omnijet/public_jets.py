@@ -19,9 +19,9 @@ from .formats import UNLABELLED
 from .data import MOMENTA, Ragged, cartesian, directions, read_jets, to_columns, to_jets
 from .simulation import simulate, worker_pool
 from .observables import observables
-from .statistics import number, quality, w1_with_error
+from .statistics import number, w1_with_error
 from .training import TrainingConfig, train
-from .transfer import JetClassifier, finetune, targets
+from .transfer import IMAGES, JetClassifier, encode_images, finetune
 
 # %% ../nbs/05a_public_jets.ipynb #905fee2d
 SAMPLES = {  # of published splits and excerpts: the names of their files
@@ -95,7 +95,7 @@ def benchmark(
     progress=False, **changes,  # of the recipe
 ) -> list:  # one dict a training: way, size, seed, and what `quality` says of the test jets
     "Train and judge taggers, every one on the same test jets."
-    results = []
+    tokens, results = encode_images(tokenizer, test), []
     for way in ways:
         start, strategy = WAYS[way]
         for size in sizes if strategy else [0]:
@@ -106,8 +106,7 @@ def benchmark(
                                       progress=progress, seed=seed, **changes)
                 else:
                     tagger = JetClassifier.from_pretrained(models[start])
-                target = targets(test.label, tagger.classes)
-                found = quality(tagger.tag(test, tokenizer), target)
+                found = tagger.evaluate(tokens, test.label, IMAGES)
                 results.append({"way": way, "size": size, "seed": seed, **found})
     return results
 
