@@ -142,14 +142,14 @@ class JetSoFar(nn.Module):
         layers = [Linear(19, 128), nn.GELU(), Linear(128, width)] if width else []
         self.network = nn.Sequential(*layers)
 
-    def learn(self, tokenizer, vocabulary: Vocabulary):
-        "Take what a tokenizer's codes decode to, each alone, and the middle of the jet's bins."
+    def learn(self, tokenizer, decoded, vocabulary: Vocabulary):  # (K, F)
+        "Take what the codes decode to (`decoded_codes`), and the middle of the jet's bins."
         K, features = vocabulary.codebook_size, getattr(tokenizer, "features", JETS)
         names, jets = features.names, features.names == JETS.names
         for name in ({"energy_sum"} if jets else {"pt", "mass"}) & {*vocabulary.bins}:
             raise OmnijetError(f"codes of {', '.join(names)} have no {name}, expected other tokens")
-        x = decoded_codes(tokenizer)
-        pt, (y, z) = x[:, 0], (x if jets else features.scale(x) / 10).T[[len(names) // 2, -1]]
+        seen = decoded if jets else features.scale(decoded) / 10
+        pt, (y, z) = decoded[:, 0], seen.T[[len(names) // 2, -1]]
         momenta = (pt * np.cosh(y), *cartesian(pt, y, z)) if jets else (pt, pt, 0 * pt, 0 * pt)
         codes = np.stack([*momenta, pt * y, pt * z, np.ones_like(pt)], 1)
         self.table.zero_()
@@ -313,14 +313,16 @@ def next_token_loss(x, head, targets, chunk=None) -> torch.Tensor:  # (N, W), Li
 def jet_token_edges(
     tokenizer, tokens: Ragged,  # jets of the training
     bins: dict,  # {quantity: number of bins}, of `JetSoFar.announced`, or an extra of `tokens`
-    whole: bool = False,  # p_T and mass of jets decoded whole (10,000), not of each code alone
+    whole: bool = False,  # p_T and mass of jets decoded whole (10,000), not of sums of codes
+    decoded=None,  # (K, F), what the codes decode to in these sums; None: each alone
 ) -> dict:  # {quantity: edges}
     "Edges of equally full bins of jets' quantities, for `Vocabulary`; the outer 0.1 % count not."
     vocabulary, edges = Vocabulary(tokenizer.codebook_size), {}
-    jet = JetSoFar(vocabulary.size).learn(tokenizer, vocabulary)
+    decoded = decoded_codes(tokenizer) if decoded is None else decoded
+    jet = JetSoFar(vocabulary.size).learn(tokenizer, decoded, vocabulary)
     vocabulary.check(tokens.content)
-    alone = jet.table.double().numpy()[tokens.content + 1]
-    total = torch.from_numpy(np.add.reduceat(alone, tokens.offsets[:-1]))
+    parts = jet.table.double().numpy()[tokens.content + 1]
+    total = torch.from_numpy(np.add.reduceat(parts, tokens.offsets[:-1]))
     values = {**tokens.extras, **{k: v.numpy() for k, v in jet.quantities(total).items()}}
     if names := [name for name in bins if whole and name in ("pt", "mass")]:
         some = tokens[np.random.default_rng(1).permutation(len(tokens))[:10_000]]
@@ -369,11 +371,14 @@ class GenerativeModel(PretrainedMixin, nn.Module, tags=["jets", "omnijet"]):
         self.backbone = Backbone(self.vocabulary.size, width, blocks, heads, *more)
         self.head = next_token_head(width, self.vocabulary.predicted, codebook_size, grouped)
 
-    def learn_codes(self, tokenizer):
-        "Tell a model that reads more than tokens what the codes are; it keeps that in its weights."
+    def learn_codes(self, tokenizer, decoded=None):  # (K, F)
+        """Tell a model that reads more than tokens what the codes are, and what they decode to
+        (None: each alone; see `decoded_codes`); it keeps that in its weights."""
         for part in (self.backbone.embedding, self.backbone.jet, self.head):
             if hasattr(part, "learn"):
-                part.learn(load_tokenizer(tokenizer), self.vocabulary)
+                tokenizer = load_tokenizer(tokenizer)
+                decoded = decoded_codes(tokenizer) if decoded is None else decoded
+                part.learn(tokenizer, decoded, self.vocabulary)
         return self
 
     def forward(self, tokens, cache=None):

@@ -238,11 +238,30 @@ class Packing:
         return torch.cat(done)
 
 # %% ../nbs/00f_models.ipynb #cd50b1b1
-def decoded_codes(tokenizer) -> np.ndarray:  # (K, F)
-    "What each code of a tokenizer decodes to, by itself."
-    alone = tokenizer.decode(np.arange(tokenizer.codebook_size)[:, None])
-    names = getattr(tokenizer, "features", JETS).names
-    return np.stack([ak.to_numpy(ak.flatten(alone[name])) for name in names], 1)
+def decoded_codes(
+    tokenizer,
+    jets=None,  # a `Ragged` of codes: what each decodes to in these (10,000), on average
+) -> np.ndarray:  # (K, F)
+    "What each code of a tokenizer decodes to, by itself or among others."
+    names, K = getattr(tokenizer, "features", JETS).names, tokenizer.codebook_size
+
+    def decode(codes):
+        decoded = tokenizer.decode(codes)
+        return np.stack([ak.to_numpy(ak.flatten(decoded[name])) for name in names], 1)
+
+    alone = decode(np.arange(K)[:, None])
+    if jets is None:
+        return alone
+    some = jets[np.random.default_rng(1).permutation(len(jets))[:10_000]]
+    codes, x = some.content, decode(ak.unflatten(some.content, some.lengths)).astype(np.float64)
+    # the first feature adds up, the others are weighted by it; a rare code is helped out by one
+    # more of what it is alone, at the scale of the others
+    first = alone[:, 0] * (x[:, 0].sum() / alone[codes, 0].sum())
+    total = first + np.bincount(codes, x[:, 0], minlength=K)
+    others = [first * a + np.bincount(codes, x[:, 0] * b, minlength=K)
+              for a, b in zip(alone.T[1:], x.T[1:])]
+    n = 1 + np.bincount(codes, minlength=K)
+    return np.stack([total / n, *(y / total for y in others)], 1).astype(np.float32)
 
 
 class FeatureEmbedding(nn.Embedding):
@@ -257,13 +276,13 @@ class FeatureEmbedding(nn.Embedding):
         self.project = Linear(read, width)
         nn.init.normal_(self.project.weight, std=(2 / read) ** 0.5)
 
-    def learn(self, tokenizer, vocabulary=None):
-        "Take what each code decodes to, by itself."
+    def learn(self, tokenizer, decoded, vocabulary=None):  # (K, F)
+        "Take what each code of a tokenizer decodes to: `decoded_codes`."
         features, K = getattr(tokenizer, "features", JETS), tokenizer.codebook_size
         if (K, len(features.names)) != (self.codes, self.features):
             raise OmnijetError(f"the tokenizer has {K} codes of {', '.join(features.names)}, the "
                                f"model reads {self.codes} of {self.features} features")
-        x = features.scale(decoded_codes(tokenizer).astype(np.float64))
+        x = features.scale(decoded.astype(np.float64))
         rng = np.random.default_rng(1)
         steps = rng.normal(size=(x.shape[1], self.waves)) * np.geomspace(0.3, 6, self.waves)
         waves = np.cos(x @ steps + rng.uniform(0, 2 * np.pi, self.waves))  # long ones first
@@ -311,9 +330,9 @@ class GroupedHead(nn.Module):
         nobody = torch.where(torch.arange(n) < codes, 0.0, -math.inf)  # at the last group's end
         self.register_buffer("nobody", nobody, persistent=False)
 
-    def learn(self, tokenizer, vocabulary=None):
-        "Make groups of codes that decode, each by itself, to neighbours."
-        x = getattr(tokenizer, "features", JETS).scale(decoded_codes(tokenizer))
+    def learn(self, tokenizer, decoded, vocabulary=None):  # (K, F)
+        "Make groups of codes that decode to neighbours (`decoded_codes`)."
+        x = getattr(tokenizer, "features", JETS).scale(decoded)
         order = order_of_neighbours(x / np.maximum(x.std(0), 1e-9), self.size)
         self.place[1 + torch.from_numpy(order)] = torch.arange(self.codes)
         return self

@@ -15,8 +15,8 @@ from omnijet.gpt import (
     Cache, GenerativeModel, Sampling, Vocabulary, attend_causally, jet_token_edges, load_tokens, next_token_loss, probabilities, sample,
     surprise, uniforms,
 )
-from omnijet.models import GroupedHead
-from omnijet.vqvae import BinnedTokenizer
+from omnijet.models import GroupedHead, decoded_codes
+from omnijet.vqvae import BinnedTokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -343,8 +343,28 @@ def test_edges_of_whole_jets_have_their_bins_below():
     assert len(alone["n_constituents"]) < 65 and whole["n_constituents"] == alone["n_constituents"]
     for name in ("pt", "mass"):
         assert np.allclose(whole[name], 2 * np.array(alone[name]), rtol=1e-3)
+    average = jet_token_edges(grid, coded, bins, decoded=decoded_codes(grid, coded))  # of sums over codes as they are in jets
+    assert np.allclose(average["pt"], whole["pt"], rtol=1e-3) and np.allclose(average["mass"], whole["mass"], rtol=1e-2)
     some = jet_token_edges(grid, coded[:100], bins, True)
     assert {k: len(x) for k, x in some.items()} == {k: len(x) for k, x in jet_token_edges(grid, coded[:100], bins).items()}
+
+
+def test_the_average_of_a_code_in_jets():
+    "By a loop over constituents, with one more of what the code is alone; so that sums over many jets are those of the jets."
+    jets = sample_jets(["ZJetsToNuNu", "TTBar"], max_jets=200).constituents
+    tokenizer = load_tokenizer("omnijet/tokenizer-512")
+    coded = Ragged.from_tokens(ak.zip({"tokens": tokenizer.encode(jets)}, depth_limit=1))
+    whole = ak.flatten(tokenizer.decode(ak.unflatten(coded.content, coded.lengths)))
+    alone, found = decoded_codes(tokenizer), decoded_codes(tokenizer, coded)
+    scale = ak.sum(whole.pt) / alone[coded.content, 0].sum()
+    used, counts = np.unique(coded.content, return_counts=True)
+    for code in (*used[np.argsort(counts)][[0, 9, -9, -1]], *np.setdiff1d(np.arange(512), used)[:2]):
+        seen = [(float(pt), float(eta)) for pt, eta in zip(whole.pt[coded.content == code], whole.eta_rel[coded.content == code])]
+        seen.append((alone[code, 0] * scale, alone[code, 1]))
+        total = sum(pt for pt, _ in seen)
+        assert found[code, 0] == pytest.approx(total / len(seen), rel=1e-5)
+        assert found[code, 1] == pytest.approx(sum(pt * eta for pt, eta in seen) / total, rel=1e-4, abs=1e-6)
+    assert found[coded.content, 0].sum() == pytest.approx(ak.sum(whole.pt), rel=0.02)
 
 
 def test_codes_of_another_tokenizer():

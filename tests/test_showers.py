@@ -11,6 +11,7 @@ from scipy.special import gammainc
 from omnijet.data import Ragged, sample_jets
 from omnijet.files import OmnijetError
 from omnijet.gpt import GenerativeModel, JetSoFar, Vocabulary, jet_token_edges
+from omnijet.models import decoded_codes
 from omnijet.showers import (
     GRIDS, Calorimeter, draw_profiles, limit_hits, merge_cells, observe, profile, read_showers, shower_features, simulate_showers, to_cells, to_showers,
     write_showers,
@@ -348,7 +349,7 @@ def test_a_shower_so_far():
     bins = jet_token_edges(Hits, Ragged(np.array([0, 1, 2, 3]), [0, 1, 4]), {"energy_sum": 1, "n_constituents": 1})
     assert bins["energy_sum"] == pytest.approx([1, 9], rel=0.01) and bins["n_constituents"] == [0.5, 2.5]
     told = Vocabulary(4, jet_tokens={"energy_sum": [1, 9], "n_constituents": [0.5, 4.5]})
-    so_far = JetSoFar(told.size, 8).learn(Hits, told)
+    so_far = JetSoFar(told.size, 8).learn(Hits, decoded_codes(Hits), told)
     total = so_far.totals(torch.tensor([[0, told.bins["energy_sum"].start, told.bins["n_constituents"].start, 4, 2]]))
     found, seen = so_far.quantities(total), so_far.features(total)[0]
     assert found["energy_sum"][0].tolist() == [0, 0, 0, 4, 6] and found["n_constituents"][0].tolist() == [0, 0, 0, 1, 2]
