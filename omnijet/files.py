@@ -458,7 +458,8 @@ def holds(
     if not os.path.lexists(path):
         return False
     found, facts = read_metadata(path), json.loads(to_json(facts))
-    how = [f"says nothing of {name}" for name in ("origin", *facts) if name not in found][:1]
+    told = [name for name, fact in facts.items() if fact is not None]
+    how = [f"says nothing of {name}" for name in ("origin", *told) if name not in found][:1]
     differ = [name for name in facts if found.get(name) != facts[name]]
 
     def only(a, b):  # of lists what the other has not

@@ -488,7 +488,7 @@ def _test(arguments: list = ()):  # further words for pytest, behind -- if they 
 COMMANDS = {  # a function and those of its parameters that are options; capitals: without --
     "run": "run.run preset name runs force until only parameters jobs verify",
     "simulate": "simulation.simulate_files out n classes seed workers format shard_size settings "
-                "mantissa_bits start",
+                "mantissa_bits start jet_pt",
     "download": "files.download split out dataset",
     "tokenize": "vqvae.tokenize_files tokenizer data out batch_size layout resume max_jets",
     "pretrain": "generation.pretrain_files data out tokenizer layout classes max_jets backbone "

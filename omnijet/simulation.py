@@ -7,8 +7,8 @@ __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'W_TO_QUARKS', 'W_TO_LEPTONS', 'HIGGS', '
            'FIELD', 'BENDING', 'FORWARD', 'ENDCAP', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH',
            'SPLITS', 'JETCLASS', 'Process', 'start_pythia', 'Particles', 'directions', 'stable_particles', 'propagate',
            'tracking_efficiency', 'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'four_momenta', 'clustered',
-           'cluster', 'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'simulate',
-           'Shard', 'make_shard', 'worker_pool', 'simulate_files', 'link_jetclass', 'shapes']
+           'cluster', 'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'as_jet_pt',
+           'simulate', 'Shard', 'make_shard', 'worker_pool', 'simulate_files', 'link_jetclass', 'shapes']
 
 # %% ../nbs/00b_simulation.ipynb #4ecb4025
 import itertools, os, re, shlex, signal, threading, time, warnings, zlib
@@ -417,13 +417,25 @@ def stream(process: str, seed: int, settings=(), jet_pt=JET_PT):
         yield columns, four_momenta(objects, members)
 
 
+def as_jet_pt(value) -> tuple:  # (lowest, highest)
+    "The p_T of jets in GeV: a pair, or `300,1000` in words; None: JetClass's."
+    ends = JET_PT if value is None else value.split(",") if isinstance(value, str) else value
+    try:
+        low, high = (as_number(end, "jet_pt", 0, whole=False) for end in ends)
+        if low < high:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise OmnijetError(f"jet_pt is {value!r}, expected two numbers, the lowest and the highest")
+
+
 def simulate(
     process: str,  # one of `CLASSES`
     n: int,  # jets
     seed: int = 1,
     settings=(),  # further Pythia settings, e.g. ["PartonShowers:model = 2"] for the Vincia shower
     shard: int = 0,  # independent samples of the same seed
-    jet_pt=JET_PT,  # (lowest, highest) p_T of a jet in GeV
+    jet_pt=None,  # lowest and highest p_T of a jet in GeV, (300, 1000); None: 500 to 1000
 ) -> ak.Array:  # JetClass columns, n jets
     """Simulated jets of one class: anti-kT, R = 0.8, 500 < p_T < 1000 GeV, |η| < 2, truth-matched.
 
@@ -431,7 +443,7 @@ def simulate(
     process, n = CLASSES[class_indices(process)[0]], as_number(n, "n", 1, 10**8)
     seed, shard = as_number(seed, "seed", 0, 2**63 - 1), as_number(shard, "shard", 0)
     first = zlib.crc32(f"{seed} {process}".encode())  # shards take consecutive seeds: all differ
-    batches, parts, found = stream(process, first + shard, settings, jet_pt), [], 0
+    batches, parts, found = stream(process, first + shard, settings, as_jet_pt(jet_pt)), [], 0
     while found < n:
         parts.append(next(batches))
         found += len(parts[-1][0])
@@ -452,6 +464,7 @@ class Shard:
     index: int
     settings: tuple = ()
     mantissa_bits: int = 23
+    jet_pt: tuple = None  # other than JetClass's
 
     def facts(self) -> dict:
         "What decides the jets, as the file tells it."
@@ -461,11 +474,13 @@ class Shard:
 
 def make_shard(shard: Shard) -> int:  # jets
     "Simulate a shard and write its file, which tells the command that makes it and no other."
-    columns = simulate(shard.process, shard.n, shard.seed, shard.settings, shard.index)
+    jets = shard.process, shard.n, shard.seed, shard.settings, shard.index, shard.jet_pt
+    columns = simulate(*jets)
     columns = {name: _round(columns[name], shard.mantissa_bits) for name in columns.fields}
     words = ["n", shard.n], ["classes", shard.process], ["seed", shard.seed], \
         ["start", shard.index], ["shard-size", shard.n], ["format", Path(shard.path).suffix[1:]], \
-        ["mantissa-bits", shard.mantissa_bits], *(["settings", line] for line in shard.settings)
+        ["mantissa-bits", shard.mantissa_bits], *(["settings", line] for line in shard.settings), \
+        *(["jet-pt", f"{low},{high}"] for low, high in [shard.jet_pt] * bool(shard.jet_pt))
     command = shlex.join(["omnijet", "simulate", *(f"--{key}={value}" for key, value in words)])
     write_columns(ak.zip(columns, depth_limit=1), shard.path, **shard.facts(), command=command)
     return shard.n
@@ -531,6 +546,7 @@ def simulate_files(
     start: int = 0,  # index of the first file of each class
     executor=None,  # any `concurrent.futures.Executor`, in place of local processes
     mantissa_bits: int = 23,  # fewer make smaller files
+    jet_pt=None,  # lowest and highest p_T of a jet in GeV: 300,1000; None: 500 to 1000
     replace: bool = False,  # the folder shall hold these jets only: replace or remove other files
 ) -> list:  # paths
     """Simulate files `<Process>_<index:05d>.parquet` (or .root) in parallel; those there are kept.
@@ -542,6 +558,7 @@ def simulate_files(
     workers = as_number(workers, "workers", 0, optional=True)
     shard_size, start = as_number(shard_size, "shard_size", 1), as_number(start, "start", 0, 99_999)
     bits, replace = as_number(mantissa_bits, "mantissa_bits", 1, 23), as_bool(replace, "replace")
+    jet_pt = None if as_jet_pt(jet_pt) == JET_PT else as_jet_pt(jet_pt)
     n = n if isinstance(n, dict) else dict.fromkeys(class_indices(classes), n)
     n = {CLASSES[class_indices(name)[0]]: as_number(jets, "n", 1, (100_000 - start) * shard_size)
          for name, jets in n.items()}
@@ -553,7 +570,7 @@ def simulate_files(
     out = Path(out).absolute()
     make_folder(out)
     shards = [Shard(str(out / f"{process}_{index:05d}.{format}"), process,
-                    min(shard_size, jets - first), seed, index, settings, bits)
+                    min(shard_size, jets - first), seed, index, settings, bits, jet_pt)
               for process, jets in n.items()
               for index, first in enumerate(range(0, jets, shard_size), start)]
     paths = [Path(shard.path) for shard in shards]

@@ -369,6 +369,23 @@ def test_the_sample_cannot_be_told_from_real_jets(jetclass):
         assert np.allclose(quantiles, 1, atol=0.04), (name, quantiles)
 
 
+def test_jets_of_another_momentum(tmp_path):
+    "In files that say so; those of JetClass's momenta are the same whether it is given or not."
+    few = dict(n=3, classes="WToQQ", progress=False, settings="PhaseSpace:pTHatMin = 250")
+    file, = simulate_files(tmp_path / "soft", jet_pt="300,400.5", **few)
+    jets = ak.from_parquet(file)
+    assert len(jets) == 3 and ak.all((jets.jet_pt > 300) & (jets.jet_pt < 400.5))
+    assert read_metadata(file)["jet_pt"] == [300, 400.5] and "--jet-pt=300.0,400.5" in read_metadata(file)["command"].split()
+    assert ak.array_equal(simulate("WToQQ", 3, settings=["PhaseSpace:pTHatMin = 250"], jet_pt=(300, 400.5)).jet_pt, jets.jet_pt)
+    for other in (None, (300, 401)):
+        with pytest.raises(OmnijetError, match="jet_pt"):
+            simulate_files(tmp_path / "soft", jet_pt=other, **few)
+    usual, = simulate_files(tmp_path / "usual", **few)
+    before = usual.stat().st_mtime_ns
+    assert simulate_files(tmp_path / "usual", jet_pt=(500, 1000), **few) == [usual] and usual.stat().st_mtime_ns == before
+    assert ak.all(ak.from_parquet(usual).jet_pt > 500)
+
+
 def test_jets_of_other_pythia_settings_are_not_taken_for_these(tmp_path, monkeypatch):
     monkeypatch.setattr(simulation, "BATCH", 10)
     shard = simulation.Shard(str(tmp_path / "WToQQ_00000.parquet"), "WToQQ", 2, 1, 0)
@@ -381,7 +398,8 @@ def test_jets_of_other_pythia_settings_are_not_taken_for_these(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("wrong", [dict(seed=-1), dict(seed=2**63), dict(seed=True), dict(workers=-1), dict(workers="all"), dict(shard_size=0), dict(start=-1),
-                                   dict(start=100_000), dict(mantissa_bits=0), dict(mantissa_bits=24), dict(replace="yes"), dict(n={"TTBar": -1}), dict(classes=[])])
+                                   dict(start=100_000), dict(mantissa_bits=0), dict(mantissa_bits=24), dict(replace="yes"), dict(n={"TTBar": -1}), dict(classes=[]), dict(jet_pt=500),
+                                   dict(jet_pt="500"), dict(jet_pt=(600, 500)), dict(jet_pt="a,b"), dict(jet_pt=(-1, 500))])
 def test_options_out_of_range_name_themselves(wrong, tmp_path):
     with pytest.raises(OmnijetError, match=f"^{next(iter(wrong))} is"):
         simulate_files(tmp_path / "out", **{"n": 1, "progress": False} | wrong)
