@@ -142,7 +142,7 @@ def benchmark_numbers(results: list, sample: str, metrics=("accuracy", "auc")) -
 def simulate_data(out, n: int, seed: int = 1, workers: int = None, progress=True) -> ak.Array:
     """Unlabelled jets that stand in for data: q/g, Vincia, p_T > 300 GeV, another detector.
 
-    Vincia takes a core a second for four jets; they are kept in `out`, and a second call goes on."""
+    Vincia makes four a second on a core; files in `out` are kept, so that a second call goes on."""
     settings = ["PartonShowers:model = 2", "PhaseSpace:pTHatMin = 260"]
     options = {"settings": settings, "jet_pt": (300, 1000), "shard_size": 250}
     files = simulate_files(out, n, "ZJetsToNuNu", seed, progress, workers, **options)
