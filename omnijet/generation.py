@@ -302,7 +302,7 @@ def compare_planes(
     "Two observables against each other, of two samples, and the difference in units of its error."
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(len(samples), 3, figsize=(15, 4.3 * len(samples)), squeeze=False,
+    fig, axes = plt.subplots(len(samples), 3, figsize=(13.5, 3.9 * len(samples)), squeeze=False,
                              layout="constrained", sharex=True, sharey=True)
     edges = [bin_edges({}, of) for of in bins]
     for row, (title, pair) in zip(axes, samples.items()):
