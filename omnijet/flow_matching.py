@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .files import as_number
-from .data import MAX_ANGLE, Ragged
+from .data import MAX_ANGLE, Ragged, four_momenta
 from .models import Linear, checked, sum_of_jets
 
 # %% ../nbs/04a_flow_matching.ipynb #038e774f
@@ -38,8 +38,8 @@ class EPiCLayer(nn.Module):
 def kinematics(x, jet, n_jets: int):  # (N, 3) = p_T, η, φ -> (B, 4)
     "ln of p_T and of the mass of each jet (GeV; at least a thousandth of p_T), and its η and φ."
     pt, eta, phi = x.unbind(1)
-    momenta = pt * phi.cos(), pt * phi.sin(), pt * eta.sinh(), pt * eta.cosh()
-    total = sum_of_jets(torch.stack(momenta, 1), torch.bincount(jet, minlength=n_jets))
+    momenta = torch.stack(four_momenta(pt, eta, phi), 1)
+    total = sum_of_jets(momenta, torch.bincount(jet, minlength=n_jets))
     px, py, pz, energy = total.unbind(1)
     pt = torch.hypot(px, py).clamp(min=1e-6)  # of jets without constituents, too
     mass2 = (energy**2 - px**2 - py**2 - pz**2).maximum(1e-6 * pt**2)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Vocabulary', 'Attention', 'JetSoFar', 'Block', 'Backbone', 'Cache', 'next_token_loss', 'jet_token_edges',
-           'jet_tokens', 'GenerativeModel', 'uniforms', 'probabilities', 'sample', 'Sampling', 'draw_jets',
+           'jet_tokens', 'GenerativeModel', 'uniforms', 'probabilities', 'sample', 'Sampling', 'first_tokens',
            'draw_token', 'surprise', 'token_parts', 'token_labels', 'load_tokens']
 
 # %% ../nbs/03_gpt.ipynb #5cbbc264
@@ -23,14 +23,14 @@ from torch import nn
 
 from .files import OmnijetError, as_bool, as_number, iter_columns, progress_bar, run_path
 from .files import to_numpy
-from .data import CLASSES, Ragged, cartesian, class_indices, jet_files
+from .data import CLASSES, Ragged, class_indices, four_momenta, jet_files
 from .data import of_classes, tokens_in
 from .observables import observables
 from .training import batches
 from omnijet.models import (
     JETS, FeatureEmbedding, GroupedHead, Linear, Packing, PretrainedMixin, attend, attend_causally,
     as_range, check_shapes, checked, decoded_codes, faster, linear, next_token_head, pick,
-    read_gabbro, start_head, token_nats,
+    read_gabbro, start_head, token_nats, waves_of,
 )
 from .vqvae import MIRRORS, load_tokenizer
 
@@ -150,7 +150,8 @@ class JetSoFar(nn.Module):
             raise OmnijetError(f"codes of {', '.join(names)} have no {name}, expected other tokens")
         seen = decoded if jets else features.scale(decoded) / 10
         pt, (y, z) = decoded[:, 0], seen.T[[len(names) // 2, -1]]
-        momenta = (pt * np.cosh(y), *cartesian(pt, y, z)) if jets else (pt, pt, 0 * pt, 0 * pt)
+        *momentum, energy = four_momenta(pt, y, z)
+        momenta = (energy, *momentum) if jets else (pt, pt, 0 * pt, 0 * pt)
         codes = np.stack([*momenta, pt * y, pt * z, np.ones_like(pt)], 1)
         self.table.zero_()
         self.table[1:K + 1, :7] = torch.from_numpy(codes)
@@ -424,8 +425,7 @@ def start_from(
 
     x, rng = decoded_codes(tokenizer), np.random.default_rng(seed)
     x = normal(np.concatenate([np.log(x[:, :1]), x[:, 1:]], 1))  # (K, F)
-    steps = rng.normal(size=(x.shape[1], waves)) * np.geomspace(0.3, 4, waves)  # long waves first
-    x = np.concatenate([x, np.cos(x @ steps + rng.uniform(0, 2 * np.pi, waves))], 1)
+    x = np.concatenate([x, waves_of(x, waves, 4, rng)], 1)
     x, draw = torch.from_numpy(normal(x)).float(), torch.Generator().manual_seed(seed)
     near, scores = x @ torch.randn(2, x.shape[1], width, generator=draw) / x.shape[1] ** 0.5
     if not self.backbone.decoded:
@@ -544,14 +544,19 @@ def jet_table(self: GenerativeModel, label=None) -> np.ndarray:  # (bins, bins, 
     return p.reshape([bins.stop - bins.start for bins in v.bins.values()]).cpu().numpy()
 
 
-def draw_jets(table, masks, u) -> np.ndarray:  # (bins, …), a mask (bins,) each, (n,) -> (n, J)
-    "The bins of n jets of a `jet_table` among those asked for; OmnijetError if there are none."
-    p = (table * reduce(np.multiply.outer, masks)).ravel()
+def first_tokens(v: Vocabulary, o: Sampling, table, jets) -> torch.Tensor:  # (B,) -> (B, P + J)
+    "Of jets by number: start, class and, drawn from a `jet_table` among those asked for, bins."
+    before = v.prefix(len(jets), o.label(v), jets.device)
+    if table is None:
+        return before
+    p = (table * reduce(np.multiply.outer, o.allowed(v))).ravel()
     if not p.sum() > 1e-9:
         raise OmnijetError("no such jets are known to the model (p_T, mass, …: below one in 10⁹)")
-    total = np.cumsum(p)
+    total, u = np.cumsum(p), uniforms(o.seed, jets, -1).cpu().numpy()
     place = np.searchsorted(total, u * total[-1], side="right").clip(max=len(total) - 1)
-    return np.stack(np.unravel_index(place, table.shape), 1)
+    bins = np.stack(np.unravel_index(place, table.shape), 1)
+    bins += [those.start for those in v.bins.values()]
+    return torch.cat([before, torch.from_numpy(bins).to(jets.device)], 1)
 
 
 @torch.inference_mode()
@@ -582,17 +587,12 @@ def generate(
     n, first = as_number(n, "n", 0), as_number(first, "first", 0, 2**62)
     batch_size = as_number(batch_size, "batch_size", 1, optional=True)
     size, label = batch_size or (8192 if where.type == "cuda" else 512), o.label(v)
-    table, masks = self.jet_table(label) if v.edges else None, o.allowed(v)
+    table, _ = self.jet_table(label) if v.edges else None, o.allowed(v)  # raises now
     model = faster(self, precision)
     made = [ak.unflatten(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for start in progress_bar(range(first, first + n, size), progress, desc="jets", unit="batch"):
         jets = torch.arange(start, min(start + size, first + n), device=where)
-        before = v.prefix(len(jets), label, where)  # (B, P)
-        if v.edges:
-            bins = draw_jets(table, masks, uniforms(o.seed, jets, -1).cpu().numpy())
-            bins = bins + [those.start for those in v.bins.values()]
-            before = torch.cat([before, torch.from_numpy(bins).to(where)], 1)  # (B, P + J)
-        *before, token = before.T  # (B,) each
+        *before, token = first_tokens(v, o, table, jets).T  # (B,) each
         cache = Cache(model.backbone, len(jets), len(before) + o.max_constituents)
         codes = torch.zeros(len(jets), o.max_constituents, dtype=torch.long, device=where)
         length = torch.full((len(jets),), o.max_constituents, device=where)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JETS', 'ONEDNN', 'KERNELS', 'RANGES', 'Features', 'jet_features', 'linear', 'Linear', 'faster', 'attend',
-           'attend_causally', 'sum_of_jets', 'Packing', 'decoded_codes', 'FeatureEmbedding', 'pick',
+           'attend_causally', 'sum_of_jets', 'Packing', 'decoded_codes', 'waves_of', 'FeatureEmbedding', 'pick',
            'order_of_neighbours', 'GroupedHead', 'next_token_head', 'token_nats', 'start_head', 'as_json', 'as_range',
            'checked', 'find_pretrained', 'take_model', 'read_config', 'model_checksum', 'check_shapes',
            'PretrainedMixin', 'read_gabbro']
@@ -29,7 +29,7 @@ from omnijet.files import (
     OmnijetError, as_bool, as_number, checksum, make_folder, origin, read_checkpoint, read_weights,
     to_json, write_json, writing,
 )
-from .data import FEATURES, MAX_ANGLE, MAX_CONSTITUENTS
+from .data import FEATURES, MAX_ANGLE, MAX_CONSTITUENTS, array_module
 from .training import fast_precision
 
 # %% ../nbs/00f_models.ipynb #f66d9e75
@@ -60,7 +60,7 @@ class Features:
 
     def scale(self, x):
         "Scaled `x` (..., F), numpy or torch. Padding (the first is 0) stays finite."
-        xp = _array_module(x)
+        xp = array_module(x)
         seen = [x[..., i] for i in range(len(self.names))]
         seen[0] = xp.log(xp.clip(seen[0], 1e-6, None))
         return xp.stack([(a - b) * c for a, b, c in zip(seen, self.shifts, self.factors)], -1)
@@ -68,14 +68,10 @@ class Features:
     def unscale(self, y):
         "The inverse of `scale`: (..., F) in the features' own units."
         first, *others = (y[..., i] / self.factors[i] + x for i, x in enumerate(self.shifts))
-        return _array_module(y).stack([_array_module(y).exp(first), *others], -1)
+        return array_module(y).stack([array_module(y).exp(first), *others], -1)
 
 
 JETS = Features()
-
-
-def _array_module(x):
-    return torch if torch.is_tensor(x) else np
 
 
 def jet_features(pt_shift: float = 1.8, angle_factor: float = 3.0) -> Features:
@@ -264,6 +260,12 @@ def decoded_codes(
     return np.stack([total / n, *(y / total for y in others)], 1).astype(np.float32)
 
 
+def waves_of(x, n: int, finest: float, rng) -> np.ndarray:  # (K, F) -> (K, n)
+    "Cosines along `n` random directions of features, long waves first."
+    steps = rng.normal(size=(x.shape[1], n)) * np.geomspace(0.3, finest, n)
+    return np.cos(x @ steps + rng.uniform(0, 2 * np.pi, n))
+
+
 class FeatureEmbedding(nn.Embedding):
     "Embeddings (…, W) of tokens (…): of codes 1 … K by what each decodes to, of others as ever."
     waves = 64
@@ -283,9 +285,7 @@ class FeatureEmbedding(nn.Embedding):
             raise OmnijetError(f"the tokenizer has {K} codes of {', '.join(features.names)}, the "
                                f"model reads {self.codes} of {self.features} features")
         x = features.scale(decoded.astype(np.float64))
-        rng = np.random.default_rng(1)
-        steps = rng.normal(size=(x.shape[1], self.waves)) * np.geomspace(0.3, 6, self.waves)
-        waves = np.cos(x @ steps + rng.uniform(0, 2 * np.pi, self.waves))  # long ones first
+        waves = waves_of(x, self.waves, 6, np.random.default_rng(1))
         self.table[1:K + 1] = torch.from_numpy(np.concatenate([x, np.ones((K, 1)), waves], 1))
         return self
 

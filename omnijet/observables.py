@@ -16,9 +16,9 @@ from pathlib import Path
 import awkward as ak
 import numpy as np
 
-from .data import CLASSES, FEATURES, cartesian, to_numpy, wrap_angle
+from .data import CLASSES, FEATURES, directions, four_momenta, to_numpy, wrap_angle
 from .files import OmnijetError, as_number, atomic, origin
-from .simulation import clustered, directions
+from .simulation import clustered
 
 # %% ../nbs/00c_observables.ipynb #023745ea
 def flat_constituents(jets):  # counts (n_jets,), pt, eta, phi (total,)
@@ -50,7 +50,7 @@ def jet_momenta(jets):  # px, py, pz, E: each (n_jets,) in GeV
     "The sums of massless constituents; angles are relative to the jet axis, which lies along x."
     counts, pt, eta, phi = flat_constituents(jets)
     jet = np.repeat(np.arange(len(counts)), counts)
-    parts = *cartesian(pt, eta, phi), pt * np.cosh(eta)
+    parts = four_momenta(pt, eta, phi)
     return [np.bincount(jet, part, len(counts)).astype(float) for part in parts]
 
 
@@ -98,7 +98,7 @@ def n_subjettiness(
         pt, eta, phi = (x[ends[batch[0]] - counts[batch[0]] : ends[batch[-1]]] for x in flat)
         jet = np.repeat(np.arange(len(batch)), counts[batch])
         scale = R0**beta * np.bincount(jet, pt)
-        momenta = dict(zip(("px", "py", "pz"), cartesian(pt, eta, phi)), E=pt * np.cosh(eta))
+        momenta = dict(zip(("px", "py", "pz", "E"), four_momenta(pt, eta, phi)))
         momenta = ak.unflatten(ak.zip(momenta, with_name="Momentum4D"), counts[batch])
         sequence = clustered(momenta, "kt", R0, schemes[axes])
         for column, n in enumerate(N):
@@ -126,7 +126,7 @@ def n_subjettiness_written_out(pt, eta, phi, N, beta=1.0, axes="kt", R0=0.8):
     "τ_N of one jet, step by step; pt, eta, phi (n,). Slow: for checks."
     if len(pt) <= N:
         return 0.0
-    left = list(np.stack([*cartesian(pt, eta, phi), pt * np.cosh(eta)], axis=1))
+    left = list(np.stack(four_momenta(pt, eta, phi), axis=1))
     while len(left) > N:
         px, py, pz, energy = np.array(left).T
         kt2, rapidity, azimuth = px**2 + py**2, np.arctanh(pz / energy), np.arctan2(py, px)

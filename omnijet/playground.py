@@ -22,7 +22,7 @@ from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
 from .observables import PALETTE, flat_constituents, jet_mass, n_constituents
 from .models import as_range, faster
 from omnijet.gpt import (
-    GenerativeModel, Sampling, draw_jets, draw_token, probabilities, uniforms,
+    GenerativeModel, Sampling, draw_token, first_tokens, probabilities, uniforms,
 )
 from omnijet.panels import (
     ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, control,
@@ -54,12 +54,8 @@ class Growing:
         label = o.label(v)
         asked = self.number, o.seed, label, o.pt, o.mass, o.n_constituents
         if asked != self.asked:
-            self.read, self.asked = v.prefix(1, label), asked
-            if v.edges:
-                u = uniforms(o.seed, torch.tensor([self.number]), -1).numpy()
-                bins = draw_jets(self.jet_table(label), o.allowed(v), u)
-                tokens = bins + [those.start for those in v.bins.values()]
-                self.read = torch.cat([self.read, torch.from_numpy(tokens)], 1)
+            table = self.jet_table(label) if v.edges else None
+            self.read, self.asked = first_tokens(v, o, table, torch.tensor([self.number])), asked
         return self.read
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMON', 'Z_TO_NEUTRINOS', 'W_TO_QUARKS', 'W_TO_LEPTONS', 'HIGGS', 'TOP_PAIRS', 'PROCESSES', 'RADIUS', 'HALF_LENGTH',
            'FIELD', 'BENDING', 'FORWARD', 'ENDCAP', 'ECAL', 'HCAL', 'JET_RADIUS', 'JET_PT', 'JET_ETA', 'FLAGS', 'BATCH',
-           'SPLITS', 'JETCLASS', 'Process', 'start_pythia', 'Particles', 'directions', 'stable_particles', 'propagate',
+           'SPLITS', 'JETCLASS', 'Process', 'start_pythia', 'Particles', 'stable_particles', 'propagate',
            'tracking_efficiency', 'Calorimeter', 'log_normal', 'energy_flow', 'detect', 'four_momenta', 'clustered',
            'cluster', 'decay_partons', 'truth_matched', 'jetclass_columns', 'substructure', 'stream', 'as_jet_pt',
            'simulate', 'Shard', 'make_shard', 'worker_pool', 'simulate_files', 'link_jetclass', 'shapes']
@@ -20,7 +20,8 @@ from pathlib import Path
 import awkward as ak
 import numpy as np
 
-from .data import CLASSES, LABELS, cartesian, class_indices, relative, to_numpy, wrap_angle
+from .data import (
+    CLASSES, LABELS, cartesian, class_indices, directions, relative, to_numpy, wrap_angle)
 from .files import (
     OmnijetError, as_bool, as_number, holds, make_folder, open_columns, progress_bar, read_metadata,
     write_columns)
@@ -118,12 +119,6 @@ class Particles:
     @property
     def momentum(self):  # px, py, pz: (3, n)
         return np.stack(cartesian(self.pt, self.eta, self.phi))
-
-
-def directions(px, py, pz):
-    "pt, eta, phi of momenta."
-    pt, eta, _ = relative(px, py, pz, 0.0, 0.0)
-    return pt, eta, np.arctan2(py, px)
 
 
 def stable_particles(events, charge_of) -> Particles:
