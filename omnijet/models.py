@@ -35,7 +35,7 @@ from .training import fast_precision
 # %% ../nbs/00f_models.ipynb #f66d9e75
 @dataclass(frozen=True)
 class Features:
-    "What describes a constituent, and what models see of it; by default jets, equation (2)."
+    "What describes a constituent, and what models see of it; by default jets, equation (1)."
     names: tuple = tuple(FEATURES)  # the first is positive and falls along a sequence
     units: tuple = ("GeV", "", "")
     shifts: tuple = (1.8, 0.0, 0.0)  # subtracted, of the first: from its logarithm

@@ -254,7 +254,10 @@ COLORS = {
     "from scratch": "#e76300", "DeepSets": "#e76300", "Transformer": "#832db6",
     "40 GeV": "#3f90da", "80 GeV": "#e76300", "125 GeV": "#832db6", "173 GeV": "#bd1f01",
     **{name: PALETTE[i] for name, i in zip(CLASSES, (0, 1, 7, 3, 4, 5, 6, 9, 2, 8))}}
-LINES = {"binned": ":", "unconditional": "--", "conditional": "-.", "conditional-8192": "-"}
+LINES = {
+    "binned": ":", "unconditional": "--", "conditional": "-.", "conditional-8192": "-",
+    "with jet tokens": "--", "fixed backbone": "-.", "from scratch": "--",
+    "80 GeV": "--", "125 GeV": "-.", "173 GeV": ":"}  # others: "-"
 STYLE = {  # on top of mplhep's
     "font.size": 12, "axes.labelsize": 13, "axes.titlesize": 12, "legend.fontsize": 10,
     "xtick.labelsize": 11, "ytick.labelsize": 11, "figure.figsize": (6, 5), "figure.dpi": 100,

@@ -6,7 +6,7 @@
 __all__ = ['QUALITY', 'SCHEDULES', 'open_tokenizer', 'reconstruct', 'check_together', 'code_reconstructions', 'occupied_cells',
            'coverage', 'measure', 'resolutions', 'compare_tokenizers', 'plot_differences', 'difference_edges',
            'plot_class_differences', 'plot_class_distributions', 'DeepSets', 'ClassAttention', 'Transformer',
-           'tagging_loss', 'AttentionHead', 'Tagger', 'train_tagger', 'predict', 'confusion', 'evaluate',
+           'TaggingModule', 'AttentionHead', 'Tagger', 'train_tagger', 'predict', 'confusion', 'evaluate',
            'score_trainings', 'accuracy_lost', 'plot_confusion', 'run_tokenizers', 'class_jets', 'Reconstructed',
            'class_data', 'matching_bins']
 
@@ -316,17 +316,20 @@ class Transformer(nn.Module):
         return self.head(token[:, 0])
 
 # %% ../nbs/02_token_quality.ipynb #859181cb
-def tagging_loss(model, batch):
-    """Cross-entropy and share of wrong answers of a batch with `x`, `mask`, `target` (B,) and,
-    if jets shall not all count the same, `counts` (B,)."""
-    logits, target = model(batch["x"], batch["mask"]), batch["target"]
-    counts = batch.get("counts", torch.ones_like(logits[:, 0]))
-    loss = counts * nn.functional.cross_entropy(logits, target, reduction="none")
-    wrong = counts * (logits.argmax(1) != target)
-    return {"loss": loss.mean(), "error": wrong.mean()}
+class TaggingModule(nn.Module):
+    "A network that says classes, (x, mask) -> logits (B, C), and is trained to."
+
+    def loss(self, batch):
+        """Cross-entropy and share of wrong answers of a batch with `x`, `mask`, `target` (B,) and,
+        if jets shall not all count the same, `counts` (B,)."""
+        logits, target = self(batch["x"], batch["mask"]), batch["target"]
+        counts = batch.get("counts", torch.ones_like(logits[:, 0]))
+        loss = counts * nn.functional.cross_entropy(logits, target, reduction="none")
+        wrong = counts * (logits.argmax(1) != target)
+        return {"loss": loss.mean(), "error": wrong.mean()}
 
 
-class AttentionHead(nn.Module):
+class AttentionHead(TaggingModule):
     "Two blocks of class attention over embeddings, then linear: (B, L, W), (B, L) -> (B, C)."
 
     def __init__(self, width: int, n_classes: int = 2):
@@ -335,8 +338,6 @@ class AttentionHead(nn.Module):
         self.class_blocks = nn.ModuleList(ClassAttention(width, heads) for _ in range(2))
         self.classify = Linear(width, n_classes)
 
-    loss = tagging_loss
-
     def forward(self, x, mask):
         token = self.token.expand(len(x), -1, -1)
         for block in self.class_blocks:
@@ -344,7 +345,7 @@ class AttentionHead(nn.Module):
         return self.classify(token[:, 0])
 
 # %% ../nbs/02_token_quality.ipynb #45e8774b
-class Tagger(nn.Module):
+class Tagger(TaggingModule):
     "A network on scaled constituents with the cross-entropy of jet classes as loss."
 
     def __init__(self, network):
@@ -355,9 +356,7 @@ class Tagger(nn.Module):
         return self.network(JETS.scale(x), mask)
 
     def loss(self, batch):
-        logits, label = self(batch["x"], batch["mask"]), batch["label"]
-        accuracy = (logits.argmax(1) == label).float().mean()
-        return {"loss": nn.functional.cross_entropy(logits, label.long()), "accuracy": accuracy}
+        return super().loss({**batch, "target": batch["label"].long()})
 
 
 SCHEDULES = {  # learning rates at the start, at most and at the end (appendix A 2)

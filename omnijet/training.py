@@ -498,7 +498,7 @@ WORTH = {"cpu": 40_000, "cuda": 150_000}  # weights of a layer below which nothi
 def fast_precision(model, where=None) -> str:  # "bf16-mixed" or "32-true"
     """Whether this machine multiplies the matrices of a model's linear layers so much faster in
     bfloat16 that it pays: on CPUs measured, once a process, by the time of one processor; on GPUs
-    by size, for kernels of small layers take as long to start as to work (09: an H200)."""
+    by size, for kernels of small layers take as long to start as to work (of an H200)."""
     where = where or device()
     layers = {m.weight.shape: m for m in model.modules() if isinstance(m, torch.nn.Linear)}
     largest = tuple(sorted(layers, key=lambda shape: shape.numel())[-2:])

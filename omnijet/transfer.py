@@ -31,11 +31,11 @@ from .statistics import folds, linear_probe, quality
 from .training import TrainingConfig, batches, device, train
 from .models import Linear, Packing, PretrainedMixin, find_pretrained, read_config
 from .vqvae import load_tokenizer
-from .token_quality import AttentionHead, tagging_loss
+from .token_quality import AttentionHead, TaggingModule
 from .gpt import Backbone, GenerativeModel, Vocabulary, jet_tokens, load_tokens, token_parts
 
 # %% ../nbs/05_transfer.ipynb #dcd6e00d
-class ClassificationHead(nn.Module):
+class ClassificationHead(TaggingModule):
     "Linear, ReLU, sum over the sequence, linear (equation 1; paper, appendix A 4)."
 
     def __init__(self, width: int, n_classes: int = 2):
@@ -64,8 +64,6 @@ class ClassificationHead(nn.Module):
     def contributions(self, x):
         "What each position adds to the logits, (…, W) -> (…, C)."
         return F.linear(F.relu(self.embed(x)), self.classify.weight)
-
-    loss = tagging_loss
 
 # %% ../nbs/05_transfer.ipynb #e15f726b
 HEADS = {"sum": ClassificationHead, "attention": AttentionHead}
@@ -103,7 +101,7 @@ def recipe(n_jets: int, strategy="finetune", **changes) -> TrainingConfig:
     return replace(plain, **changes)
 
 # %% ../nbs/05_transfer.ipynb #83fc9f2c
-class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
+class JetClassifier(PretrainedMixin, TaggingModule, tags=["jets", "tagger"]):
     "A backbone and a classification head (paper, section III C); it reads a tokenizer's codes."
 
     def __init__(
@@ -143,8 +141,6 @@ class JetClassifier(PretrainedMixin, nn.Module, tags=["jets", "tagger"]):
 
     def forward(self, codes, mask):  # (B, L), (B, L) -> (B, C)
         return self.head(*self.embeddings(codes, mask))
-
-    loss = tagging_loss  # of codes in place of embeddings
 
     @classmethod
     def from_generative(cls, model, classes=("ZJetsToNuNu", "TTBar"), head="sum"):
