@@ -543,7 +543,7 @@ def start_fabric(config: TrainingConfig):
 # %% ../nbs/00e_training.ipynb #802a71a9
 def train(
     model: torch.nn.Module,  # has loss(batch) -> dict of scalars with "loss"
-    data,  # training sequences: Ragged, or a JetStream
+    data,  # training sequences: Ragged, a JetStream, or anything else that gives batches (below)
     val=None,  # validation sequences: choose the best weights
     config: TrainingConfig = None,
     out: Path | str = None,  # folder of checkpoints, goes on with what it holds (see `forget`)
@@ -551,6 +551,9 @@ def train(
     progress: bool = True,  # a progress bar
 ) -> list:  # history: one dict an epoch (epoch, step, lr, seconds, train_…, val_…)
     """Train `model` in place; it ends with the best weights of the validation, or the last ones.
+
+    What gives batches is a dataclass with `batch_size, seed, rank, world` that iterates over the
+    rest of its `epoch` behind `batch`, knows its `sequences`, `len` and `checksum(crc)`: `Samples`.
 
     Raises `OmnijetError` for an empty sample, for a loss that is not finite (naming the jets; the
     checkpoints stay), and for a folder that cannot be written or holds something else.

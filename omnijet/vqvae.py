@@ -577,7 +577,7 @@ def tokenize_files(
     make_folder(out)
     room, left = as_number(max_jets, "max_jets", low=1, optional=True), len(places)
     for path, file in progress_bar(places.items(), progress, desc="tokenize", unit="file"):
-        quota, left = None if room is None else -(-room // left), left - 1
+        quota, left = None if room is None else math.ceil(room / left), left - 1
         about, parts = {"codebook_size": tokenizer.codebook_size, "tokenizer": name}, []
         if resume:
             told = file.stat()

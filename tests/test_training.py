@@ -1,4 +1,7 @@
 """The training loop: what a folder of checkpoints is good for, and what it refuses."""
+import zlib
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +9,7 @@ import torch
 from omnijet.files import OmnijetError
 from omnijet.data import Ragged
 from omnijet.training import Steps, TrainingConfig, train
+from omnijet.gpt import GenerativeModel
 from omnijet.models import Linear
 
 
@@ -172,3 +176,61 @@ def test_killed_inside_an_epoch_a_stream_goes_on_at_the_next_step(tmp_path):
     again, resumed = run(tmp_path / "killed")
     assert again.steps == whole.steps - 13 and torch.equal(again.value, whole.value)
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in resumed] == [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+@dataclass
+class Numbers:
+    "Batches out of nowhere, as `train` takes them."
+    batch_size: int = 8
+    seed: int = 1
+    rank: int = 0
+    world: int = 1
+    sequences = 48
+
+    def __post_init__(self):
+        self.epoch, self.batch = 0, 0
+
+    def __len__(self):
+        return self.sequences // self.batch_size // self.world
+
+    def __iter__(self):
+        while self.batch < len(self):
+            rng = np.random.default_rng((self.seed, self.epoch, self.batch, self.rank))
+            self.batch += 1
+            x = rng.normal(3, 0.1, (self.batch_size, 4, 1)).astype("f4")
+            yield {"x": torch.from_numpy(x), "mask": torch.ones(x.shape[:2], dtype=torch.bool)}
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def checksum(self, crc=0):
+        return zlib.crc32(b"numbers", crc)
+
+
+def test_anything_that_gives_batches_is_learnt_from_and_gone_on_with(tmp_path):
+    class Mortal(Mean):
+        left = 10**9
+
+        def loss(self, batch):
+            Mortal.left -= self.training
+            if Mortal.left < 0:
+                raise KeyboardInterrupt
+            return super().loss(batch)
+
+    whole, again = Mortal(), Mortal()
+    train(whole, Numbers(), Numbers(seed=2), CONFIG, tmp_path / "whole", progress=False)
+    assert float(whole.value.detach()) > 0.5                                     # nine steps of at most 0.1
+    Mortal.left = 4                                                              # of three steps an epoch: in the second one
+    with pytest.raises(KeyboardInterrupt):
+        train(again, Numbers(), Numbers(seed=2), CONFIG, tmp_path / "killed", progress=False)
+    Mortal.left = 10**9
+    again = Mortal()
+    train(again, Numbers(), Numbers(seed=2), CONFIG, tmp_path / "killed", progress=False)
+    assert torch.equal(again.value, whole.value)
+
+
+def test_muon_has_its_own_learning_rate():
+    model = GenerativeModel(codebook_size=5, width=8, blocks=1, heads=2)
+    adam, muon = TrainingConfig(lr=1e-3, optimizer="muon", muon_lr=0.05).make_optimizers(model)
+    (few,), (matrices,) = adam.param_groups, muon.param_groups
+    assert (few["peak"], matrices["peak"]) == (1e-3, 0.05)
+    assert {p.ndim for p in matrices["params"]} == {2}
+    assert any(p is model.backbone.embedding.weight for p in few["params"])
