@@ -89,9 +89,10 @@ def recipe(n_jets: int, strategy="finetune", **changes) -> TrainingConfig:
     """Settings for so many training jets, and changes of its fields.
 
     More jets: more steps, fewer epochs, higher learning rates. No jet is kept for early stopping:
-    the rate falls to zero in fixed time. Chosen on simulated validation jets (100 and 300 of them
-    for training) and, to go on from a tagger, by cross-validation within 500 labelled jets of
-    another simulation; never on test jets. Before it `fit` gives a new head the linear probe."""
+    the rate falls to zero in fixed time. No layers are frozen first: `fit` gives a new head the
+    linear probe of the untouched backbone. Chosen on simulated validation jets (100 and 300 of
+    them for training), never on test jets; but the way on from a tagger by cross-validation
+    within 500 public top jets, on some of which chapter 05a may test."""
     n = as_number(n_jets, "n_jets", low=1)
     epochs = int(np.clip(round(30 * (100 / n) ** 0.4), 3, 60))
     batch = int(np.clip(n // 4, 5, np.clip(25 * (n / 1000) ** 0.4, 25, 256)))
