@@ -7,6 +7,7 @@ import html
 import inspect
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -138,8 +139,45 @@ class Numbers(SphinxDirective):
         return [nodes.raw("", f'<div class="table-wrapper">{show(chosen, len(chosen)).data}</div>'.replace("<table>", '<table class="docutils">'), format="html")]
 
 
+FACTS = "preset", "seed", "device", "git_commit", "date"  # what results.json says of each chapter; an older one of the last call alone
+
+
 def run_facts() -> dict:
     return json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
+def facts_of(run: dict, chapter: str) -> dict:
+    "What made a chapter's numbers; where its entry does not say, what the last call was."
+    return {key: run["chapters"].get(chapter, {}).get(key, run.get(key)) for key in FACTS}
+
+
+def kind(facts: dict) -> tuple:
+    return facts["preset"], facts["device"]
+
+
+def main_kind(run: dict) -> tuple:
+    "Preset and device of most chapters."
+    kinds = [kind(facts_of(run, chapter)) for chapter in run["chapters"]] or [kind(run)]
+    return max(kinds, key=kinds.count)
+
+
+def about_run(run: dict) -> str:
+    "Preset, device, dates and commits of most chapters, and which ones are of another run."
+    main, found = main_kind(run), {chapter: facts_of(run, chapter) for chapter in run["chapters"]}
+    told = all("date" in of for of in run["chapters"].values())
+    mine = [facts for facts in found.values() if told and kind(facts) == main] or [run]
+    seeds, days = sorted({facts["seed"] for facts in mine}), sorted({facts["date"][:10] for facts in mine})
+    commits = dict.fromkeys(str(facts["git_commit"])[:10] for facts in sorted(mine, key=lambda facts: facts["date"]))
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    text = (f"Run: preset {main[0]}, seed {', '.join(map(str, seeds))}, on {main[1]}; {'chapters run' if told else 'last call'} {' to '.join(dict.fromkeys([days[0], days[-1]]))}, "
+            f"commit{'s' * (len(commits) > 1)} {', '.join(commits)} ({versions}).")
+    if any(" -p " in of.get("command", "") for of in (run, *run["chapters"].values())):
+        text += " Parameters that differ from the preset's stand in figures/results.json (command)."
+    for other in dict.fromkeys(map(kind, found.values())):
+        if other != main:
+            names = ", ".join(chapter for chapter, facts in found.items() if kind(facts) == other)
+            text += f" Of another run, preset {other[0]}, on {other[1]}: {names}."
+    return text
 
 
 class Run(SphinxDirective):
@@ -147,28 +185,44 @@ class Run(SphinxDirective):
 
     def run(self):
         self.env.note_dependency(str(RESULTS))
-        run = run_facts()
-        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        text = f"Run: preset {run['preset']}, seed {run['seed']}, on {run['device']}, {run['date'][:10]}, by "
-        return [nodes.paragraph("", text, nodes.literal("", run["command"]), nodes.Text(f" at commit {run['git_commit'][:10]} ({versions})."))]
+        return [nodes.paragraph("", about_run(run_facts()))]
 
 
 class RunFigure(Figure):
     """A figure of the run in git; its caption ends with the preset, the device and the jets that it rests on.
 
-    Option `jets`: a number of these jets, e.g. `mass_sigma jet_class=TTBar`."""
-    option_spec = Figure.option_spec | {"jets": str.split}
+    Option `jets`: numbers of these jets, e.g. `mass_sigma jet_class=TTBar`; `earlier-jets`: how many they were, while the figure is of an earlier run."""
+    option_spec = Figure.option_spec | {"jets": str.split, "earlier-jets": int}
 
     def run(self):
-        from omnijet.statistics import read_numbers, select
-        run, (key, *fields) = run_facts(), self.options.pop("jets")
-        number = select(read_numbers(RESULTS), key, **dict(field.split("=") for field in fields))[0]
-        of = f"Preset {run['preset']}, {run['device']}, {number['n_jets']:,} jets."
-        made_by = origin_of((Path(self.state.document.current_source).parent / self.arguments[0]).resolve())
-        if made_by["git_commit"] != run["git_commit"]:
-            of = f"Of an earlier run: `{made_by['command']}` at commit {made_by['git_commit'][:10]}, {made_by['device']}."
-        self.content[-1] += f" {of}"
+        png = (Path(self.state.document.current_source).parent / self.arguments[0]).resolve()
+        self.content[-1] += f" {about_figure(origin_of(png), run_facts(), self.options.pop('jets'), self.options.pop('earlier-jets', None))}"
         return super().run()
+
+
+def about_figure(origin: dict, run: dict, jets: list, earlier_jets: int = None) -> str:
+    "Preset, device and number of jets of a figure, from what it says itself; `jets`: key and fields (`chapter` among them) of numbers that rest on the same jets."
+    key, *fields = jets
+    fields = [field.split("=") for field in fields]
+    sizes, chapter = next(
+        (found, chapter) for chapter, of in run["chapters"].items()
+        if (found := {n["n_jets"] for n in of.get("numbers", []) if n["key"] == key and all(str({**n, "chapter": chapter}.get(name)) == x for name, x in fields)}))
+    numbers_of = kind(facts_of(run, chapter))
+    made_by = preset_of(origin["command"]) or numbers_of[0], origin["device"]
+    sizes = sizes if made_by == numbers_of else {earlier_jets} - {None}
+    text = f"reset {made_by[0]}; {made_by[1]}"
+    if sizes:
+        text += f"; {' to '.join(f'{size:,}' for size in sorted({min(sizes), max(sizes)}))} jets"
+    return f"P{text}." if made_by == main_kind(run) else f"Of an earlier run: p{text}."
+
+
+def preset_of(command: str):
+    "The preset that a command names; None for what is no `omnijet run`, as a notebook."
+    words = shlex.split(command)
+    if words[1:2] != ["run"]:
+        return None
+    named = re.search(r"--preset[ =](\S+)", " ".join(words))
+    return Path(named[1]).stem if named else "smoke"
 
 
 def origin_of(png: Path) -> dict:

@@ -203,7 +203,7 @@ def open_any(path, tree=None):
         with readable(path), open(path, "rb") as file:
             kind = _SIGNS.get(file.read(4))
     if kind is None:
-        raise OmnijetError(f"{path}: is none of ROOT, Parquet, HDF5 and npz")
+        raise OmnijetError(f"{path}: is none of ROOT, Parquet, HDF5 and npz; {_KNOWN}")
     if kind in _OPEN:
         with readable(path), _OPEN[kind](path) as opened:
             yield opened
@@ -233,6 +233,7 @@ class Layout:
     jet: object = None  # X of X_pt, X_eta, X_phi; or names of these, and of links in events
     labels: object = None  # a class, or {class: value of label, branch or pattern of file names}
     needs: tuple = ()  # of a format that we know: the branches it is known by
+    lacks: tuple = ()  # … and those that it has not
     no_track: float | None = None  # what all four d0, dz, errors hold where there is no track
 
     @property
@@ -288,7 +289,7 @@ LAYOUTS = {  # the first of which everything is there
          "label": "is_signal_new"}, labels=_TOP, needs=("E", "PX", "PY", "PZ")),
     "EnergyFlow": Layout(
         {"part_pt": "X[0]", "part_rapidity": "X[1]", "part_phi": "X[2]", "part_pid": "X[3]",
-         "label": "y"}, labels=_QG, needs=("X[2]",)),
+         "label": "y"}, labels=_QG, needs=("X[2]",), lacks=("X[4]",)),
     "JetNet": Layout(
         {"part_eta_rel": "particle_features[0]", "part_phi_rel": "particle_features[1]",
          "part_pt_rel": "particle_features[2]", "part_mask": "particle_features[3]",
@@ -301,6 +302,8 @@ LAYOUTS = {  # the first of which everything is there
          "part_charge": "PFCands[8]", "part_pid": "PFCands[9]", "part_weight": "PFCands[10]",
          "jet_sdmass": "jet_kinematics[3]"}, needs=("PFCands[10]",), no_track=-1.0),
 }
+_KNOWN = [title for title in LAYOUTS if title != "columns as in JetClass"]
+_KNOWN = f"formats that are known: {', '.join(_KNOWN)}"
 
 # %% ../nbs/00g_formats.ipynb #369640ec
 def plain_yaml(text):
@@ -404,14 +407,11 @@ def _momenta(path, names, has) -> list:
     if all(map(has, MOMENTA)):
         return MOMENTA
     chosen = {what: next(filter(has, group), None) for what, group in COORDINATES.items()}
-    lacks = [what for what, name in chosen.items() if name is None]
-    if lacks:
+    if None in chosen.values():
         lacks = [name for name in MOMENTA if not has(name)]
-        known = ", ".join(title for title in LAYOUTS if title != "columns as in JetClass")
         raise OmnijetError(
-            f"{path}: no branch {', '.join(lacks)} (has: {', '.join(names) or 'nothing'}); formats "
-            f"that are known: {known}; of any other, `columns` (or --layout, a YAML file) says "
-            "which branches to take")
+            f"{path}: no branch {', '.join(lacks)} (has: {', '.join(names) or 'nothing'}); {_KNOWN}"
+            "; of any other, `columns` (or --layout, a YAML file) says which branches to take")
     return [*chosen.values()]
 
 # %% ../nbs/00g_formats.ipynb #b3f26cfc
@@ -438,7 +438,8 @@ def _find(path, size, modified, given):
         for name, known in () if mapped else LAYOUTS.items():
             there = {x: branch for x, branch in known.columns.items() if is_there(branch, x)}
             parts = [x for x in known.columns if x.startswith("part_")]
-            if all(map(is_there, known.needs)) and (not parts or {*parts} & {*there}):
+            other = n_entries and any(map(is_there, known.lacks))
+            if not other and all(map(is_there, known.needs)) and (not parts or {*parts} & {*there}):
                 labels = known.labels if given.labels is None else given.labels
                 needs = known.needs if given.labels is None else ()
                 title, layout = name, replace(known, columns=there | given.columns, labels=labels,
@@ -483,8 +484,8 @@ def learn_classes(classes, files, layout=None):
             find_layout(file, layout)
 
 # %% ../nbs/00g_formats.ipynb #7196a3c5
-def _sizes(lists, axis=1):
-    return to_numpy(ak.num(lists, axis=axis)) if axis == 1 else ak.num(lists, axis=axis)
+def _sizes(lists):
+    return to_numpy(ak.num(lists))
 
 
 def _jets_in_events(found, names, n_entries, iterate, path):
@@ -649,10 +650,9 @@ def iter_jet_columns(
             wanted.append("part_pid")
         no_track = found.layout.no_track is not None and {*_TRACK} & {*extra}
         wanted += _TRACK if no_track else []
-        if any(isinstance(key, int) for key in found.classes):
-            wanted.append("label")
-        flags = [key for key in found.classes if isinstance(key, str)]
-        places = {name: place(name) for name in dict.fromkeys([*wanted, *flags])}
+        wanted += [key if isinstance(key, str) else "label" for key in found.classes
+                   if key is not None]
+        places = {name: place(name) for name in dict.fromkeys(wanted)}
         raw = list(dict.fromkeys([*(name for name, _ in places.values()), *links.values()]))
         first, last, size = start, stop, batch_size
         if (offsets := found.offsets) is not None:

@@ -81,7 +81,7 @@ _MAY_BE_ZERO = ("seed|.*workers|.*replace_freq"  # of whole numbers
                 "|(transfer|masked)_ten_class_jets|transfer_vincia_jets")
 
 
-def _fitting(value, own, name):  # a parameter in the kind of its chapter's own
+def _as_own_kind(value, own, name):  # a parameter in the kind of the chapter's own
     own = _MAY_BE_NONE.get(name, own)
     if value is None and name in _MAY_BE_NONE or value == "all" and name == "backbone_classes":
         return value
@@ -93,7 +93,7 @@ def _fitting(value, own, name):  # a parameter in the kind of its chapter's own
     if type(value) is not type(own):
         raise files.OmnijetError(f"{name} is {value!r}, expected something like {own!r}")
     if isinstance(own, list):
-        return [_fitting(x, own[0], f"{name}[{i}]") for i, x in enumerate(value)]
+        return [_as_own_kind(x, own[0], f"{name}[{i}]") for i, x in enumerate(value)]
     if not isinstance(own, dict):
         return value
     paths = {key: f"{name}.{key}".strip(".") for key in own | value}
@@ -101,7 +101,7 @@ def _fitting(value, own, name):  # a parameter in the kind of its chapter's own
              if not (key in own and key in value)]
     if wrong:
         raise files.OmnijetError(f"{', '.join(wrong)} (there are: {', '.join(sorted(own))})")
-    return {key: _fitting(value[key], own[key], paths[key]) for key in own}
+    return {key: _as_own_kind(value[key], own[key], paths[key]) for key in own}
 
 
 def choose_parameters(preset: str, changes: dict, chapters: dict) -> dict:  # of all chapters
@@ -113,7 +113,7 @@ def choose_parameters(preset: str, changes: dict, chapters: dict) -> dict:  # of
         if entry and isinstance(values.get(whole), dict):
             name, value = whole, values[whole] | {entry: value}
         values[name] = value
-    return _fitting(values, own, "")
+    return _as_own_kind(values, own, "")
 
 # %% ../nbs/07_run.ipynb #69c3fb30
 def check_parameters(p: dict):  # of all chapters
@@ -286,7 +286,7 @@ def _execute(chapter, folder, parameters, made_by, kernels, tell=print, **variab
                                        stderr=log, **words)
             kernels.append(self.provisioner.pid)
 
-    def look():
+    def follow_kernel():
         told = ""
         while not done.wait(0.5):
             _watch_memory(kernels, peaks)
@@ -295,7 +295,7 @@ def _execute(chapter, folder, parameters, made_by, kernels, tell=print, **variab
                 tell(now)
             told = now or told
 
-    watch = threading.Thread(target=look, daemon=True)
+    watch = threading.Thread(target=follow_kernel, daemon=True)
     watch.start()
     try:
         with log, place:
@@ -389,9 +389,13 @@ def _run_chapters(folder, chapters, chosen, values, force, jobs):
     from tqdm import tqdm
     began, results = time.perf_counter(), folder / "results.json"
     for left in list(folder.rglob(".*.[0-9]*.tmp*")):  # of a run that was killed
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
     made_by = {"preset": values["preset"], "seed": values["seed"], **files.origin(),
                "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    facts = {key: made_by[key] for key in made_by if key != "versions"}
     old, prints, kernels, lock = read_json(folder / "state.json"), {}, {}, threading.Lock()
     states = {k: x for k, x in old.get("chapters", old).items() if "code" in x}  # old: version 0.1
     state = {"chapters": states, "files": old.get("files", {})}
@@ -422,7 +426,7 @@ def _run_chapters(folder, chapters, chosen, values, force, jobs):
                     shutil.rmtree(folder / part, ignore_errors=True)
             states[name] = {"code": code}
             merge_json(folder / "state.json", **state)
-        update(lambda found: {other: x for other, x in found.items() if other != name})
+        update(lambda found: found | {name: {"numbers": [], **facts}})
         given, kernels[name] = {key: values[key] for key in about["parameters"]}, []
         tell = partial(say, name)
         try:
@@ -430,9 +434,9 @@ def _run_chapters(folder, chapters, chosen, values, force, jobs):
         finally:
             kernels[name].clear()
             seconds = round(time.perf_counter() - begun, 1)
-            told = (f", {size:.1f} GB of {what}" for what, size in (peaks or {}).items())
-            say(name, f"{seconds:.0f} s" + "".join(told) + ", failed" * (peaks is None))
-        entry = {"seconds": seconds, "peak_gigabytes": peaks}
+            used = (f", {size:.1f} GB of {what}" for what, size in (peaks or {}).items())
+            say(name, f"{seconds:.0f} s" + "".join(used) + ", failed" * (peaks is None))
+        entry = facts | {"seconds": seconds, "peak_gigabytes": peaks}
         update(lambda found: found | {name: {"numbers": [], **found.get(name, {}), **entry}})
         with lock:
             now, noted = _sizes(folder), state["files"]

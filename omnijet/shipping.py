@@ -16,7 +16,7 @@ from pathlib import Path
 
 import omnijet
 from .files import OmnijetError, atomic, checksum, read_weights, save_weights
-from .run import chapters_dir, merge_json, read_json
+from .run import chapters_dir, merge_json, read_chapters, read_json
 from .statistics import identity, read_numbers, select
 
 # %% ../nbs/07a_shipping.ipynb #a90515e4
@@ -126,6 +126,7 @@ def ship(
     if other.is_relative_to(one):
         raise OmnijetError(f"{folder}: a run is not shipped into itself ({pretrained})")
     numbers, results, done = read_numbers(folder), read_json(folder / "results.json"), []
+    chapters = {part: name for name, about in read_chapters().items() for part in about["writes"]}
     for model, (where, _) in MODELS.items():
         source, target = folder / where, pretrained / model
         if not (source / "config.json").exists():
@@ -142,7 +143,8 @@ def ship(
             weights, config = checksum(out / "model.safetensors"), read_json(config)
             config["origin"] = {**config.get("origin", {}), "weights": weights}
             merge_json(out / "config.json", **config)
-            told = model, config["origin"], card_numbers(model, numbers), results
+            chapter = results["chapters"].get(chapters[Path(where).parts[0]], {})
+            told = model, config["origin"], card_numbers(model, numbers), results | chapter
             (out / "README.md").write_text(model_card(*told), encoding="utf-8")
         done.append(target)
         print(target)

@@ -68,13 +68,74 @@ def test_every_chapter_and_module_becomes_a_page(tmp_path):
         assert (extension.dead_links(tmp_path) == []) == there
 
 
-def test_pictures_of_pages_say_which_run_made_them(monkeypatch):
+@pytest.fixture
+def extension(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
-    extension = pytest.importorskip("extension", reason="the extra docs is not installed")
-    pictures = {picture for page in PAGES for picture in re.findall(r"\{run-figure\} (\S+)", page.read_text(encoding="utf-8"))}
-    assert len(pictures) > 5
-    for picture in pictures:
-        assert {"command", "git_commit", "device"} <= extension.origin_of(DOCS / picture).keys()
+    return pytest.importorskip("extension", reason="the extra docs is not installed")
+
+
+def figures_of_pages():
+    "(picture, {option: words}) of each figure of the run in the pages."
+    for page in PAGES:
+        for picture, block in re.findall(r"\{run-figure\} (\S+)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+            yield picture, dict(re.findall(r"^:([\w-]+): (.+)$", block, flags=re.M))
+
+
+def test_pictures_of_pages_say_which_run_made_them(extension):
+    "Preset and device as the picture's own command says them, and jets that its chapter counted; nothing longer than a line."
+    run, figures = extension.run_facts(), list(figures_of_pages())
+    assert len(figures) > 12 and all(len(options["alt"]) > 20 for _, options in figures)
+    counted = {n["n_jets"] for chapter in run["chapters"].values() for n in chapter["numbers"]}
+    for picture, options in figures:
+        origin = extension.origin_of(DOCS / picture)
+        told = extension.about_figure(origin, run, options["jets"].split(), options.get("earlier-jets") and int(options["earlier-jets"]))
+        earlier, preset, device, jets = re.fullmatch(r"(Of an earlier run: )?[Pp]reset (\S+); (.+); ([\d,]+(?: to [\d,]+)?) jets\.", told).groups()
+        assert f"--preset {preset} " in origin["command"] + " " and device == origin["device"] and len(told) < 100
+        assert bool(earlier) == ((preset, device) != extension.main_kind(run)), told
+        assert {int(size.replace(",", "")) for size in jets.split(" to ")} <= ({int(options["earlier-jets"])} if earlier else counted)
+
+
+def results(**chapters):
+    "results.json of a run whose last call made one chapter; of the chapters what is given."
+    number = {"key": "accuracy", "sample": "original", "n_jets": 1200}
+    facts = {"preset": "gpu", "seed": 1, "device": "CPU, 2 cores", "git_commit": "a" * 40, "date": "2026-01-02T03:04:05+0000"}
+    chapters = {name: {"numbers": [number]} | (facts | changes if changes is not None else {}) for name, changes in chapters.items()}
+    return facts | {"versions": {"omnijet": "0.2.0"}, "command": "omnijet run --preset gpu --only 01 -p x=1", "git_commit": "b" * 40, "chapters": chapters}
+
+
+PICTURE = {"command": "omnijet run --preset gpu --jobs 2 -p 'a={b: 1}'", "device": "CPU, 2 cores", "git_commit": "c" * 40}
+
+
+@pytest.mark.parametrize("chapters, changes, expected", [
+    ({"a": {}, "b": {}}, {}, "Preset gpu; CPU, 2 cores; 1,200 jets."),  # another commit alone is no other run
+    ({"a": None, "b": None}, {}, "Preset gpu; CPU, 2 cores; 1,200 jets."),  # results.json of a version that did not say it
+    ({"a": {}, "b": {}}, {"device": "NVIDIA H100"}, "Of an earlier run: preset gpu; NVIDIA H100."),
+    ({"a": {}, "b": {}}, {"command": "omnijet run --preset=mine/laptop.yaml"}, "Of an earlier run: preset laptop; CPU, 2 cores."),
+    ({"a": {}, "b": {}}, {"command": "omnijet run --jobs 2"}, "Of an earlier run: preset smoke; CPU, 2 cores."),
+    ({"a": {}, "b": {}}, {"command": "a notebook"}, "Preset gpu; CPU, 2 cores; 1,200 jets."),
+    ({"a": {"preset": "laptop"}, "b": {}, "c": {}}, {"command": "omnijet run --preset laptop"}, "Of an earlier run: preset laptop; CPU, 2 cores; 1,200 jets."),
+    ({"a": {"device": "NVIDIA H100"}, "b": {}, "c": {}}, {}, "Preset gpu; CPU, 2 cores."),  # these numbers are not of this picture
+])
+def test_captions_of_figures(extension, chapters, changes, expected):
+    assert extension.about_figure(PICTURE | changes, results(**chapters), ["accuracy", "sample=original", "chapter=a"]) == expected
+
+
+def test_jets_of_captions(extension):
+    run = results(a={}, b={})
+    run["chapters"]["b"]["numbers"] = [{"key": "accuracy", "size": 10, "n_jets": 500}, {"key": "accuracy", "size": 20, "n_jets": 20_000}, {"key": "accuracy", "size": 20, "n_jets": 1000}]
+    assert extension.about_figure(PICTURE, run, ["accuracy", "chapter=b"]).endswith("; 500 to 20,000 jets.")
+    assert extension.about_figure(PICTURE, run, ["accuracy", "size=10"], 7).endswith("; 500 jets.")
+    assert extension.about_figure(PICTURE | {"device": "x"}, run, ["accuracy", "size=10"], 7) == "Of an earlier run: preset gpu; x; 7 jets."
+
+
+def test_what_a_page_says_of_the_run(extension):
+    "Not the last call's command, which may have made one chapter of many."
+    told = extension.about_run(results(a={"git_commit": "c" * 40, "date": "2026-01-01"}, b={}, c={"preset": "laptop", "seed": 3}))
+    assert told.startswith("Run: preset gpu, seed 1, on CPU, 2 cores; chapters run 2026-01-01 to 2026-01-02, commits cccccccccc, aaaaaaaaaa (omnijet 0.2.0).")
+    assert told.endswith("Of another run, preset laptop, on CPU, 2 cores: c.") and "differ from the preset's" in told and "--only" not in told
+    assert "; last call 2026-01-02, commit bbbbbbbbbb (" in extension.about_run(results(a=None, b={}))
+    now = extension.about_run(extension.run_facts())
+    assert "--only" not in now and len(now) < 600 and extension.run_facts()["preset"] in now
 
 
 @pytest.mark.parametrize("page", ["start", "own_jets"])

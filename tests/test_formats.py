@@ -516,6 +516,9 @@ def test_unlabelled_jets_are_shown(tmp_path, truth):
 @pytest.mark.parametrize("write, message", [
     (lambda path: np.savez(path.with_suffix(".npz"), images=np.zeros((5, 40, 40))), r"x.npz: no branch part_px, part_py, part_pz \(has: images\)"),
     (lambda path: np.savez(path.with_suffix(".npz"), X=np.zeros((5, 40))), r"x.npz: no branch part_px, part_py, part_pz \(has: X\)"),
+    *((lambda path, shape=shape: np.savez(path.with_suffix(".npz"), X=np.ones(shape), y=np.zeros(5)), r"x.npz: no branch part_px, part_py, part_pz \(has: X, y\)")
+      for shape in ((5, 40, 40), (5, 30, 5), (5, 30, 2))),  # images; more or less than a momentum and a number of the particle
+    (lambda path: path.with_suffix(".csv").write_text("px,py,pz\n1,2,3\n"), "x.csv: is none of ROOT, Parquet, HDF5 and npz; formats that are known"),
     (lambda path: np.savez(path.with_suffix(".npz"), X=np.array([[1], [2, 3]], dtype=object)), r"x.npz: cannot be read"),
     (lambda path: h5py.File(path.with_suffix(".h5"), "w").close(), r"x.h5: no branch part_px, part_py, part_pz \(has: nothing\)"),
     (lambda path: path.with_suffix(".h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)), "x.h5: cannot be read"),
@@ -528,8 +531,18 @@ def test_unknown_layouts_in_one_line(tmp_path, write, message):
         read_jets(path)
     told = str(error.value)
     assert "\n" not in told
-    if "has:" in told:
-        assert all(name in told for name in ("JetClass-II", "weaver's top tagging", "top tagging reference", "EnergyFlow", "JetNet", "Aspen Open Jets", "`columns`"))
+    if "cannot be read" not in told:
+        assert all(name in told for name in ("JetClass-II", "weaver's top tagging", "top tagging reference", "EnergyFlow", "JetNet", "Aspen Open Jets"))
+        assert ("`columns`" in told) == ("has:" in told)  # no names of branches make a CSV file one that is read
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_energyflow_with_and_without_particle_numbers(tmp_path, truth, width):
+    path, _ = energyflow(tmp_path, truth, True)
+    with np.load(path) as x:
+        np.savez(path, X=x["X"][..., :width], y=x["y"])
+    assert find_layout(path).title == "EnergyFlow"
+    same_jets(read_jets(path), truth)
 
 
 def test_labels_that_a_format_does_not_have(tmp_path, truth):

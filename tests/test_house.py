@@ -39,16 +39,70 @@ def test_no_module_over_700_lines(module):
     assert len((ROOT / "omnijet" / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= 700
 
 
+def imported_modules(tree):
+    "(node, module of the package, name by which the code has it or None) of each import of another module, however it is written."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            package = node.level == 1 or (node.module or "").partition(".")[0] == "omnijet"
+            module = (node.module or "").removeprefix("omnijet").removeprefix(".")
+            if package and module:
+                yield node, module.partition(".")[0], None
+            elif package:  # from omnijet import x
+                yield from ((node, name.name, name.asname or name.name) for name in node.names if name.name in MODULES)
+        elif isinstance(node, ast.Import):  # import omnijet.x, import omnijet.x as y
+            yield from ((node, name.name.split(".")[1], name.asname or name.name) for name in node.names if name.name.startswith("omnijet."))
+
+
+def later_modules(tree):
+    "{name: module} of modules that are imported when something of them is used: `files = _Later('omnijet.files')`."
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], (ast.Name, ast.Tuple)):
+            targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+            values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+            for target, value in zip(targets, values):
+                words = [x.value for x in ast.walk(value) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
+                if isinstance(value, ast.Call) and len(words) == 1 and words[0].removeprefix("omnijet.") in MODULES:
+                    found[ast.unparse(target)] = words[0].removeprefix("omnijet.")
+    return found
+
+
+def is_private(name):
+    return name.startswith("_") and not name.endswith("__")
+
+
+def breaches(text, module):
+    "What a module takes from modules behind it, and the private names that it takes from any other."
+    tree, found = ast.parse(text), []
+    names = {f"omnijet.{other}": other for other in MODULES} | later_modules(tree)
+    for node, other, name in imported_modules(tree):
+        if other not in MODULES or MODULES.index(other) > MODULES.index(module):  # itself: for other processes
+            found.append(f"line {node.lineno}: {module} imports {other}")
+        if name is None:
+            found += [f"line {node.lineno}: from {other} import {x.name}" for x in node.names if is_private(x.name)]
+        else:
+            names[name] = other
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) in names:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
 @modules
 def test_imports_lead_upwards_and_name_nothing_private(module):
-    tree = ast.parse((ROOT / "omnijet" / f"{module}.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").startswith("omnijet.")):
-            other = (node.module or "").removeprefix("omnijet.")
-            private = [name.name for name in node.names if name.name.startswith("_") and not name.name.endswith("__")]
-            assert not private, f"line {node.lineno}: from {other} import {', '.join(private)}"
-            if other:
-                assert MODULES.index(other) <= MODULES.index(module), f"line {node.lineno}: {module} imports {other}"  # itself: for other processes
+    assert not breaches((ROOT / "omnijet" / f"{module}.py").read_text(encoding="utf-8"), module)
+
+
+@pytest.mark.parametrize("text, found", [
+    ("from omnijet.data import Ragged\nfrom .files import atomic\nimport omnijet\nimport omnijet.data\nfrom . import files as f\nf.atomic\nself._files", 0),
+    ("from omnijet import run", 1), ("import omnijet.run", 1), ("import omnijet.run as r", 1), ("from . import run", 1), ("from .run import main", 1),
+    ("def late():\n    from omnijet import run, data", 1), ("from omnijet.run import (\n    main,\n)", 1),
+    ("from omnijet import files\nfiles._alone(1)", 1), ("import omnijet.data\nomnijet.data._parts", 1), ("import omnijet.data as d\nd._parts()", 1),
+    ("from .files import _alone as alone", 1), ("from omnijet.files import atomic, _alone", 1), ("files = Later('omnijet.files')\nfiles._alone", 1),
+    ("a, b = Later('omnijet.files'), Later('omnijet.data')\na.atomic\nb._parts", 1),
+])
+def test_every_way_to_import_is_seen(text, found):
+    assert len(breaches(text, "training")) == found
 
 
 @chapters
@@ -70,6 +124,12 @@ def test_one_statement_a_line_and_no_assigned_lambdas(chapter):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
                 wrong.append(text.splitlines()[node.lineno - 1])
     assert not wrong, "\n".join(wrong)
+
+
+@chapters
+def test_no_conditional_stands_as_a_statement(chapter):
+    assert not [ast.unparse(node) for _, tree in parsed(chapter) for node in ast.walk(tree)
+                if isinstance(node, ast.Expr) and isinstance(node.value, (ast.IfExp, ast.BoolOp))]
 
 
 @chapters

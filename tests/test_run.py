@@ -277,6 +277,39 @@ def test_chapters_at_the_same_time(tmp_path):
     assert omnijet("run", "--verify", run).returncode == 0
 
 
+def test_each_chapter_says_which_call_made_it(tmp_path):
+    "A later call of some chapters, by another preset, says nothing of the others; of what an earlier version left nothing is invented."
+    for name in ("00_tiny", "01_tiny"):
+        here = house(tmp_path / "house", f"#| default_exp x\nreads = []\nwrites = []", chapter=name)
+    (here / "nbs" / "presets" / "other.yaml").write_text("preset: other\n")
+    path = here / "runs" / "smoke" / "results.json"
+    assert omnijet("run", cwd=here, PYTHONPATH=str(here)).returncode == 0
+    first = json.loads(path.read_text())
+    done = omnijet("run", "--preset", "other", "--name", "smoke", "--only", "01", "-p", "seed=2", cwd=here, PYTHONPATH=str(here))
+    assert done.returncode == 0, done.stderr
+    now = json.loads(path.read_text())
+    assert now["chapters"]["00_tiny"] == first["chapters"]["00_tiny"]
+    keys = "preset", "seed", "git_commit", "device", "command", "date"
+    assert [{key: chapter[key] for key in keys} for chapter in now["chapters"].values()] == [{key: of[key] for key in keys} for of in (first, now)]
+    assert first["preset"] == "smoke" and now["preset"] == "other" and now["seed"] == 2 and "--only 01" in now["chapters"]["01_tiny"]["command"]
+    for key in keys:
+        del now["chapters"]["00_tiny"][key]
+    path.write_text(json.dumps(now))
+    assert "unchanged, skipped" in omnijet("run", "--only", "00", cwd=here, PYTHONPATH=str(here)).stdout
+    assert json.loads(path.read_text())["chapters"] == now["chapters"]
+
+
+def test_a_chapter_that_fails_says_which_call_it_was(tmp_path):
+    "Its numbers are not taken for those of the next call."
+    text = "from omnijet.statistics import number, record\nrecord(run_dir, '00_tiny', [number('codes_used', 0.5)])\nraise ValueError('no')"
+    here = house(tmp_path / "house", text)
+    house(here, "#| default_exp x\nreads = []\nwrites = []", chapter="01_tiny")
+    assert omnijet("run", cwd=here, PYTHONPATH=str(here)).returncode == 1
+    assert omnijet("run", "--only", "01", "-p", "seed=2", cwd=here, PYTHONPATH=str(here)).returncode == 0
+    failed = json.loads((here / "runs" / "smoke" / "results.json").read_text())["chapters"]["00_tiny"]
+    assert failed["seed"] == 1 and len(failed["numbers"]) == 1 and "--only" not in failed["command"] and "seconds" not in failed
+
+
 def test_a_run_stays_where_it_is(tmp_path, monkeypatch):
     "Kernels are told their folder; a process that went there and back would take the other chapters along."
     from omnijet import run
