@@ -31,3 +31,4 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 linkcheck_anchors = False
+linkcheck_retries = 3  # a server may be busy, once

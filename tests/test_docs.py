@@ -35,6 +35,15 @@ def test_links_to_files_lead_somewhere(path):
             assert target.exists(), link
 
 
+def test_addresses_elsewhere_are_asked_every_week():
+    "A dead one fails the job; the job that builds the site does not wait for others' servers."
+    yaml = pytest.importorskip("yaml")
+    jobs = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    asking = {name: [step for job in of["jobs"].values() for step in job["steps"] if "linkcheck" in step.get("run", "")] for name, of in jobs.items()}
+    assert [name for name, steps in asking.items() if steps] == ["links"]
+    assert jobs["links"][True]["schedule"] and all("continue-on-error" not in of for of in (*asking["links"], *jobs["links"]["jobs"].values()))  # YAML 1.1 takes "on" for true
+
+
 def test_every_page_is_in_the_table_of_contents():
     trees = re.findall(r"```\{toctree\}(.*?)```", "".join(page.read_text(encoding="utf-8") for page in PAGES), flags=re.S)
     entries = {line.strip() for tree in trees for line in tree.splitlines() if line.strip() and not line.startswith(":")}
