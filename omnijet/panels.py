@@ -6,8 +6,8 @@
 __all__ = ['ORIGINAL', 'RECONSTRUCTED', 'FAINT', 'RAMP', 'CANVAS', 'ETA', 'PHI', 'SHIPPED', 'axis', 'panel', 'ramp', 'circles',
            'jet_panel', 'thumbnail', 'paint', 'picture', 'Canvas', 'link', 'control', 'button', 'html', 'table_text',
            'row', 'saved', 'given_again', 'script', 'framed', 'Work', 'loaded', 'headless', 'note', 'shown_jets',
-           'latent_plane', 'CodeUse', 'code_panels', 'use_panel', 'contexts_panel', 'used_jet_panel', 'histogram_panel',
-           'read_sweep', 'sweep_panel', 'score_panel']
+           'latent_plane', 'CodeUse', 'type_colors', 'code_panels', 'use_panel', 'contexts_panel', 'used_jet_panel',
+           'histogram_panel', 'read_sweep', 'sweep_panel', 'score_panel']
 
 # %% ../nbs/06a_panels.ipynb #67a64811
 import atexit, io, json, math, os, re, sys, threading, time
@@ -27,9 +27,11 @@ from matplotlib.patheffects import withStroke
 
 import omnijet
 from .files import OmnijetError, as_number, run_path
-from .data import CLASSES, CLASS_NAMES, FEATURES, MAX_CONSTITUENTS, Ragged
+from .formats import class_key
+from omnijet.data import (
+    FEATURES, MAX_CONSTITUENTS, Ragged, class_indices, class_name, sample_jets,
+)
 from .models import JETS
-from .data import class_indices, sample_jets
 from .observables import PALETTE, color, flat_constituents
 from .vqvae import BinnedTokenizer, load_tokenizer
 from .transfer import METRICS, STRATEGIES, over_seeds
@@ -409,13 +411,12 @@ class CodeUse:
     def __init__(self, tokenizer, jets):
         jets = shown_jets(jets, to_tokenize=True)
         label = np.asarray(jets.label)
-        if not set(label) <= set(range(len(CLASSES))):
-            raise OmnijetError("these jets have no label: the use of codes is shown by jet type")
         by = np.argsort(label, kind="stable")
         rank = np.arange(len(jets)) - np.searchsorted(label[by], label[by])
         order = by[np.argsort(rank, kind="stable")]  # classes in turn: a part has all of them
         self.tokenizer, self.size = tokenizer, tokenizer.codebook_size
         self.jets, self.label, self.done, self.parts = jets[order], label[order], 0, []
+        self.types, self.type = np.unique(self.label, return_inverse=True)  # labels, and which
         self.latent = latent_plane(tokenizer)
 
     @cached_property
@@ -441,9 +442,9 @@ class CodeUse:
         lengths, self.code, self.original, self.decoded = map(np.concatenate, zip(*self.parts))
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.jet = np.repeat(np.arange(len(lengths)), lengths)
-        K = self.size
-        both = self.label[self.jet] * K + self.code
-        self.by_type = np.bincount(both, minlength=10 * K).reshape(10, K)
+        K, n = self.size, len(self.types)
+        both = self.type[self.jet] * K + self.code
+        self.by_type = np.bincount(both, minlength=n * K).reshape(n, K)
         self.count = self.by_type.sum(0)  # (K,)
         sums = [np.bincount(self.code, x, K) for x in JETS.scale(self.decoded).T]
         mean = JETS.unscale(np.stack(sums, 1) / np.maximum(self.count, 1)[:, None])
@@ -472,13 +473,22 @@ class CodeUse:
         return _flat(self.tokenizer.decode(ak.unflatten(tokens.content, tokens.lengths)))[at]
 
 # %% ../nbs/06a_panels.ipynb #0db5225f
+def type_colors(types) -> list:
+    "The colours of some labels: each class's own, but none twice while there are others."
+    colors = {}
+    for label in sorted(types, key=lambda label: label < 0):  # those without a class come last
+        own = color(class_key(label))
+        colors[label] = next((c for c in (own, *PALETTE) if c not in colors.values()), own)
+    return [colors[label] for label in types]
+
+
 def code_panels(use: CodeUse, by: str = "use", pt_range: tuple = (0, np.inf)) -> list:
     "Three panels with a point for each code, coloured by use, p_T or jet type."
     pt, eta, phi = use.at.T
     used = (use.count > 0) | (by == "p_T")
     if by == "jet type":  # the one of whose constituents the code has the largest share
         share = use.by_type / np.maximum(use.by_type.sum(1, keepdims=True), 1)
-        level, colors, bar = share.argmax(0), [*map(color, CLASSES)], None
+        level, colors, bar = share.argmax(0), type_colors(use.types), None
     else:
         value = np.where(np.isnan(pt), 1, pt) if by == "p_T" else np.maximum(use.count, 1)
         ends = np.quantile(value[used], [0.05, 1])
@@ -502,11 +512,12 @@ def code_panels(use: CodeUse, by: str = "use", pt_range: tuple = (0, np.inf)) ->
 # %% ../nbs/06a_panels.ipynb #decaaeb0
 def use_panel(use: CodeUse, codes) -> dict:
     "How often codes are used in jets of each type."
-    jets = np.bincount(use.label[:len(use.starts) - 1], minlength=len(CLASSES))
+    n = len(use.types)
+    jets = np.bincount(use.type[:len(use.starts) - 1], minlength=n)
     value = use.by_type[:, codes].sum(1) / np.maximum(jets, 1)
-    bars = {"mark": "bars", "value": value, "c": np.arange(10), "colors": [*map(color, CLASSES)]}
+    bars = {"mark": "bars", "value": value, "c": np.arange(n), "colors": type_colors(use.types)}
     x = axis("times a jet", (0, value.max() * 1.1 or 1))
-    y = axis("", (9.5, -0.5), names=CLASS_NAMES)
+    y = axis("", (max(n, 5) - 0.5, -0.5), names=[*map(class_name, use.types)])  # no broad bars
     return panel(x, y, bars, title="use by jet type", size=(300, 320))
 
 
@@ -535,7 +546,7 @@ def used_jet_panel(use: CodeUse, i: int) -> dict:  # −1: an empty one
         return jet_panel(use.jets.constituents[0][:0], size=size, title="no jet")
     part = slice(use.starts[i], use.starts[i + 1])
     decoded = dict(zip(FEATURES, use.decoded[part].T))
-    title = CLASS_NAMES[use.label[i]]
+    title = class_name(use.label[i])
     return jet_panel(use.jets.constituents[i], decoded, size, title, use.code[part])
 
 # %% ../nbs/06a_panels.ipynb #11a3c953

@@ -15,14 +15,16 @@ import numpy as np
 from fastcore.basics import patch
 
 from .files import OmnijetError
-from .data import CLASSES, CLASS_NAMES, FEATURES, class_name
-from .observables import color, jet_mass, jet_pt, n_constituents, observables
+from .formats import class_key
+from .data import FEATURES, class_name
+from .observables import jet_mass, jet_pt, n_constituents, observables
 from .gpt import load_tokens
 from .transfer import JetClassifier, METRICS, STRATEGIES
 from omnijet.panels import (
     SHIPPED, Canvas, CodeUse, Work, button, code_panels, contexts_panel, control, framed,
     given_again, headless, html, jet_panel, link, loaded, note, picture, read_sweep, row,
-    score_panel, script, shown_jets, sweep_panel, table_text, use_panel, used_jet_panel,
+    score_panel, script, shown_jets, sweep_panel, table_text, type_colors, use_panel,
+    used_jet_panel,
 )
 from .gallery import JetGallery
 from .playground import GenerationPlayground
@@ -222,9 +224,10 @@ class TokenExplorerView(W.VBox):
         "The scatters."
         for canvas, p in zip(self.scatters, code_panels(self.use, self.by.value, self.pt.value)):
             canvas.panel = p
-        used = np.unique(self.use.label) if self.by.value == "jet type" else []
-        names = {"unused": "initial"} if len(used) else {}
-        names |= {CLASS_NAMES[k]: color(CLASSES[k]) for k in used}
+        names = {}
+        if self.by.value == "jet type":
+            types = self.use.types
+            names = {"unused": "initial", **dict(zip(map(class_name, types), type_colors(types)))}
         self.legend.value = "  ".join(
             f"<span style='white-space:nowrap'><b style='--colour:{c}'>■</b> {name}</span>"
             for name, c in names.items())
@@ -290,7 +293,7 @@ def show_jet(self: TokenExplorerView, i: int):  # −1: none
 def table(self: TokenExplorerView) -> dict:
     use = self.use
     components = {"component_1": use.latent[:, 0], "component_2": use.latent[:, 1]}
-    types = {f"used_{CLASSES[k]}": use.by_type[k] for k in np.unique(use.label)}
+    types = {f"used_{class_key(k)}": used for k, used in zip(use.types, use.by_type)}
     return {"code": np.arange(use.size), "used": use.count, **components,
             **dict(zip(FEATURES, use.at.T)), **types}
 

@@ -1,5 +1,6 @@
 """Widgets without a browser: what they compute, save and refuse. What a user sees is tested in tests/browser."""
 import io
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -15,7 +16,9 @@ import torch
 from omnijet import panels, playground as growth, widgets
 from omnijet.data import CLASSES, FEATURES, sample_folder, sample_jets, write_tokens
 from omnijet.files import OmnijetError
+from omnijet.formats import UNLABELLED, add_class, class_key
 from omnijet.gpt import GenerativeModel
+from omnijet.observables import OBSERVABLES
 from omnijet.transfer import JetClassifier
 from omnijet.vqvae import VQVAE, BinnedTokenizer
 
@@ -127,6 +130,50 @@ def test_explorer_saves_the_constituents_behind_what_is_shown(grid, jets):
     drawn = explorer.cloud.panel["layers"][1]
     assert (table["jet"] >= 0).sum() == counts[rare] and np.isnan(table["pt"]).sum() == len(drawn["x"]) == 50
     assert np.array_equal(table["reconstructed_eta_rel"][table["jet"] < 0], drawn["x"])
+
+
+def of_own_classes(jets):
+    "(jets without a label, theirs), (jets of two classes of one's own, theirs), (of one's own, of JetClass and of none, theirs)."
+    heavy, light = add_class("heavy"), add_class("light")
+    bare, label = jets.constituents, np.asarray(jets.label)
+    yield bare, ["unlabelled"]
+    yield ak.zip({"constituents": bare, "label": np.where(label == 8, heavy, light)}, depth_limit=1), [class_key(k) for k in sorted([heavy, light])]
+    mixed = np.select([label == 8, label < 2], [heavy, label], UNLABELLED)
+    yield ak.zip({"constituents": bare, "label": mixed}, depth_limit=1), ["unlabelled", "ZJetsToNuNu", "HToBB", "heavy"]
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("headless", ["", "1"])
+def test_explorer_of_jets_without_a_label_and_of_own_classes(which, headless, grid, jets, monkeypatch):
+    from matplotlib.figure import Figure
+
+    monkeypatch.setenv("OMNIJET_HEADLESS", headless)
+    given, keys = [*of_own_classes(jets)][which]
+    explorer = widgets.TokenExplorer(grid, given)
+    if headless:
+        assert isinstance(explorer, Figure)
+        return
+    explorer.work.wait()
+    explorer.by.value = "jet type"
+    label = np.asarray(panels.shown_jets(given).label)
+    codes, of_jet = np.asarray(ak.flatten(grid.encode(jets))), np.repeat(label, ak.num(jets.constituents.pt))
+    table, names = explorer.table(), [panels.class_name(k) for k in np.unique(label)]
+    assert [name for name in table if name.startswith("used_")] == [f"used_{key}" for key in keys]
+    for key, k in zip(keys, np.unique(label)):
+        assert np.array_equal(table[f"used_{key}"], np.bincount(codes[of_jet == k], minlength=216))
+    code = int(explorer.use.count.argmax())
+    explorer.scatters[0].selected = [code]
+    bars = explorer.bars.panel
+    assert bars["y"]["names"] == names and len(set(bars["layers"][0]["colors"])) == len(names)
+    assert np.allclose(bars["layers"][0]["value"], [np.sum((codes == code) & (of_jet == k)) / np.sum(label == k) for k in np.unique(label)])
+    assert explorer.jet.panel["title"] == panels.class_name(explorer.use.label[explorer.jet_at])
+    assert re.findall(r"</b> ([^<]+)</span>", explorer.legend.value) == ["unused", *names]
+    points = explorer.scatters[0].panel["layers"][0]
+    best = {c: int(np.argmax(explorer.use.by_type[:, c] / explorer.use.by_type.sum(1))) for c in points["ids"][-5:]}       # the most used
+    assert points["c"][-5:].tolist() == [1 + best[c] for c in points["ids"][-5:]] and points["colors"][1:] == bars["layers"][0]["colors"]
+    assert set(explorer.detail_table()["label"]) <= set(label)
+    assert same_picture(run_cell(explorer.code(), tokenizer=grid, jets=given), *explorer.scatters)
+    assert same_picture(run_cell(explorer.detail_code(), tokenizer=grid, jets=given), explorer.bars, explorer.cloud, explorer.jet)
 
 
 def test_explorer_that_is_stopped_counts_what_is_done(grid, jets):
@@ -386,7 +433,7 @@ def sorted_gallery(jets, by, **models):
     return view
 
 
-@pytest.mark.parametrize("by", ["mass", "pt", "n_constituents", "tau21", "tau32", "d2"])
+@pytest.mark.parametrize("by", OBSERVABLES)
 def test_gallery_sorts_by_observables(by, jets):
     from omnijet.observables import observables
 
@@ -426,7 +473,10 @@ def test_gallery_sorts_by_what_models_say(jets, grid, model):
 
 
 def test_gallery_offers_what_it_can_sort_by_and_tells_what_is_missing(jets, grid, tmp_path):
-    assert {key for _, key in widgets.JetGallery(jets, None).by.options} == {"mass", "pt", "n_constituents", "tau21", "tau32", "d2"}
+    assert {key for _, key in widgets.JetGallery(jets, None).by.options} == set(OBSERVABLES)
+    with_models = dict(widgets.JetGallery(jets, grid, "omnijet/backbone").by.options)
+    assert {key for key in with_models.values()} == {*OBSERVABLES, "surprise", "surprise_per_token", "score"} and len(with_models) == len(OBSERVABLES) + 3
+    assert {"Jet pT [GeV]", "Jet η", "τ21", "D2", "Largest ΔR", "Σ pT² [GeV²]", "z1", "−ln p", "Tagger score"} <= with_models.keys()
     assert "score" not in {key for _, key in widgets.JetGallery(jets, grid, "omnijet/backbone", None).by.options}
     view = sorted_gallery(jets, "surprise", tokenizer=grid, model=tmp_path / "none")
     assert view.work.text.value.startswith("OmnijetError: ") and "none" in view.work.text.value and "none" in view.title.value
@@ -786,8 +836,6 @@ def test_constituents_without_classes_are_browsed(jets, conditional, monkeypatch
     assert browser.title.value.startswith("<h4>jet 0 · mass") and len(browser.classes.options) == 1
     browser.move(3)
     assert (browser.table()["code"] == np.asarray(conditional.encode(bare[3:4])[0])).all()
-    with pytest.raises(OmnijetError, match="jets have no label"):
-        widgets.TokenExplorer(conditional, bare)
     with pytest.raises(OmnijetError, match="constituents have no field eta_rel, phi_rel"):
         widgets.JetBrowser(bare[["pt"]], conditional)
     monkeypatch.setenv("OMNIJET_HEADLESS", "1")

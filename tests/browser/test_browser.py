@@ -420,7 +420,7 @@ def test_jets_of_an_asked_mass(chapter):
 def test_gallery_sorts_turns_pages_and_shows_a_jet(chapter):
     cell, page = chapter.widget("JetGallery(jets, grid, untrained, tagger=None)"), chapter.page
     title, about, first = cell.locator("h4").first, cell.locator("h4").nth(1), cell.locator(".omnijet-canvas").first
-    says(title, "jet mass .GeV., highest first")
+    says(title, "Jet mass .GeV., highest first")
     cell.locator("select").first.select_option(label="−ln p")
     says(cell, r"2,000 of 2,000 jets", 3 * MINUTE)
     says(title, "−ln p, highest first")
