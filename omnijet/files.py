@@ -645,7 +645,7 @@ def download(
 ) -> list:  # the files
     "Download public jets and unpack archives, going on where an earlier call stopped."
     if out is None:
-        raise OmnijetError("out is None, expected a folder to put the files into")
+        raise OmnijetError("out (--out) is missing, expected a folder to put the files into")
     if dataset == "jetclass" and split not in ARCHIVES:
         raise OmnijetError(f"no split {split!r} of JetClass (there are: {', '.join(ARCHIVES)})")
     record, known = _record(dataset, base_url)

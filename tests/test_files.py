@@ -359,8 +359,33 @@ def test_download_of_public_files(zenodo, tmp_path):
             download(out=tmp_path, dataset="aoj", **options)
         with pytest.raises(OmnijetError, match="no dataset 'mnist' \\(there are: jetclass, top, qg"):
             download(out=tmp_path, dataset="mnist", **options)
-        with pytest.raises(OmnijetError, match="out is None"):
+        with pytest.raises(OmnijetError, match="out .--out. is missing, expected a folder"):
             download("val")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_download_of_a_dataset_by_the_command(tmp_path, monkeypatch, capsys):
+    "`omnijet download --dataset top`, from a server on this machine: all files of the pattern, or one; where to must be said."
+    from omnijet import run
+    contents = {"test.h5": os.urandom(5000), "val.h5": os.urandom(3000), "README.md": b"not jets"}
+    handler = type("Handler", (PublicRecord,), {"contents": contents, "faults": [], "requests": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever).start()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(files.DATASETS, "top", (f"http://127.0.0.1:{server.server_port}", *files.DATASETS["top"][1:]))
+    try:
+        assert run.main(["download", "--dataset", "top", "--split", "val", "--out", "one"]) == 0
+        assert run.main(["download", "--dataset", "top", "--out", "all"]) == 0
+        found = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.h5")}
+        assert found == {"one/val.h5": contents["val.h5"], "all/val.h5": contents["val.h5"], "all/test.h5": contents["test.h5"]}
+        capsys.readouterr()
+        for words, told in {(): "out (--out) is missing, expected a folder", ("--split", "dev", "--out", "new"): "no file dev (has: test.h5, val.h5)"}.items():
+            assert run.main(["download", "--dataset", "top", *words]) == 1
+            said = capsys.readouterr().err
+            assert told in said and said.startswith("omnijet: ") and said.count("\n") == 1, said
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "one"]
     finally:
         server.shutdown()
         server.server_close()

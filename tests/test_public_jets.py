@@ -10,6 +10,7 @@ import torch
 
 from omnijet.data import read_jets, sample_jets, to_columns
 from omnijet.files import OmnijetError, read_metadata, write_columns
+from omnijet.formats import add_class, class_key
 from omnijet.gpt import GenerativeModel
 from omnijet.public_jets import other_detector, read_public
 from omnijet.run import main
@@ -177,6 +178,50 @@ def test_folders_without_public_jets_are_named(tmp_path):
     for sample in ("top tagging", "quark/gluon"):
         with pytest.raises(OmnijetError, match=f"no {sample} jets, expected one of"): read_public(tmp_path, sample)
     with pytest.raises(OmnijetError, match="no sample 'w bosons'"): read_public(tmp_path, "w bosons")
+
+
+def write_top_tagging(path, jets):
+    "As the reference publishes its splits: a table of pandas, 200 places of (E, p_x, p_y, p_z) with zeros behind the last constituent."
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("tables")
+    columns = to_columns(jets)
+    px, py, pz = (ak.to_numpy(ak.fill_none(ak.pad_none(columns[name], 200, clip=True), 0.0)) for name in ("part_px", "part_py", "part_pz"))
+    places = np.stack([np.sqrt(px**2 + py**2 + pz**2), px, py, pz], 2).reshape(len(jets), -1).astype(np.float32)
+    frame = pd.DataFrame(places, columns=[f"{name}_{i}" for i in range(200) for name in ("E", "PX", "PY", "PZ")])
+    frame.assign(is_signal_new=(np.asarray(jets.label) == 8).astype(int)).to_hdf(path, key="table", format="table", complib="blosc", complevel=5)
+
+
+def write_quark_gluon(path, jets):
+    "As EnergyFlow publishes it: (p_T, rapidity, azimuth from 0 to 2π, number of the particle), photons here."
+    x = jets.constituents
+    features = [x.pt, x.eta_rel + jets.eta, (x.phi_rel + jets.phi) % (2 * np.pi), x.pt * 0 + 22]
+    np.savez_compressed(path, X=np.stack([ak.to_numpy(ak.fill_none(ak.pad_none(values, 150, clip=True), 0.0)) for values in features], 2), y=(np.asarray(jets.label) == 8).astype(float))
+
+
+@pytest.mark.parametrize("sample, write, names, excerpt, background, signal", [
+    ("top tagging", write_top_tagging, ("train.h5", "test.h5"), "top_tagging_1000.h5", "ZJetsToNuNu", "TTBar"),
+    ("quark/gluon", write_quark_gluon, ("QG_jets.npz", "QG_jets_19.npz"), "QG_jets_1000.npz", "gluon", "quark"),
+])
+def test_published_splits_are_read_whole(jets, tmp_path, sample, write, names, excerpt, background, signal):
+    "Training and test jets are those of their files, with momenta and classes; an excerpt beside them is left alone, and halved where it is all there is."
+    parts = jets[:70], jets[70:110]
+    write(tmp_path / excerpt, jets[110:])
+    halves = read_public(tmp_path, sample)
+    assert [len(half) for half in halves] == [5, 5] and len({*halves[0].id.to_list(), *halves[1].id.to_list()}) == 10
+    assert [len(half) for half in read_public(tmp_path, sample, 3, 4)] == [3, 4]
+    write(tmp_path / names[0], parts[0])
+    assert [len(half) for half in read_public(tmp_path, sample)] == [5, 5]  # a training sample without its test sample
+    write(tmp_path / names[1], parts[1])
+    found = read_public(tmp_path, sample)
+    for part, original in zip(found, parts):
+        assert np.array_equal(ak.num(part.constituents), ak.num(original.constituents))
+        assert np.allclose(ak.flatten(part.constituents.pt), ak.flatten(original.constituents.pt), rtol=1e-5)
+        assert {class_key(label) for label in part.label} == {background, signal}
+        assert np.array_equal(np.asarray(part.label) == add_class(signal), np.asarray(original.label) == 8)
+    few = read_public(tmp_path, sample, 20, 10)
+    assert [len(part) for part in few] == [20, 10]
+    assert all(set(part.id.to_list()) <= set(whole.id.to_list()) for part, whole in zip(few, found))
+    assert not set(few[0].id.to_list()) & set(few[1].id.to_list())
 
 
 def test_the_shipped_tagger_on_public_top_jets(public):
