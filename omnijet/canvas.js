@@ -261,6 +261,8 @@ function draw(ctx, p, zoom, look) {
   ctx.strokeRect(...frame);
   drawAxes(ctx, p, { X, Y, box, xr, yr });
   ctx.font = `600 12px ${look.font}`;
+  const room = (w - box.l) / ctx.measureText(p.title).width;
+  if (room < 1) ctx.font = `600 ${Math.max(9, 12 * room)}px ${look.font}`; // of a thumbnail
   write(ctx, p.title, box.l, 16);
   const titleWidth = ctx.measureText(p.title).width;
   ctx.font = `11px ${look.font}`;
@@ -335,13 +337,22 @@ function describe(p) {
   return [p.title, axes, ...layers].filter(Boolean).join(", ").replaceAll("_", " ");
 }
 
-// ipywidgets writes a slider's description beside it, and does not tell a screen reader.
-function nameSliders(el) {
+// ipywidgets writes a slider's description beside it, and does not tell a screen reader; of a
+// progress bar it says nothing at all.
+function nameControls(el) {
   const page = el.closest(".jp-OutputArea-output") ?? document;
   for (const slider of page.querySelectorAll(".widget-inline-hbox:has(> .widget-label)")) {
     for (const handle of slider.querySelectorAll("[role=slider], .widget-readout")) {
       handle.setAttribute("aria-label", slider.querySelector(".widget-label").textContent);
     }
+  }
+  for (const progress of page.querySelectorAll(".widget-hprogress .progress:not([role])")) {
+    const bar = progress.firstElementChild;
+    const tell = () => progress.setAttribute("aria-valuenow", parseInt(bar.style.width) || 0);
+    progress.setAttribute("role", "progressbar");
+    progress.setAttribute("aria-label", "per cent done");
+    new MutationObserver(tell).observe(bar, { attributeFilter: ["style"] });
+    tell();
   }
 }
 
@@ -608,8 +619,8 @@ function render({ model, el }) {
   themed.observe(document.body, { attributes: true, attributeFilter });
   const shown = new ResizeObserver(() => {
     restyle(); // styles are known once it is in the page
-    nameSliders(el);
-    setTimeout(nameSliders, 1000, el); // some come later than the picture
+    nameControls(el);
+    setTimeout(nameControls, 1000, el); // some come later than the picture
   });
   shown.observe(el);
   repaint();

@@ -158,9 +158,9 @@ def small_panel(self: JetGalleryView, i: int) -> dict:
 
 
 @patch
-def value(self: JetGalleryView, i: int) -> str:
-    unit = SORTED_BY[self.by.value].partition("[")[2].rstrip("]")
-    return f"{self.values[self.by.value][i]:.4g} {unit}".rstrip()
+def value(self: JetGalleryView, i: int) -> str:  # the title has its unit
+    value = self.values[self.by.value][i]
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 @patch

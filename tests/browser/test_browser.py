@@ -65,14 +65,14 @@ class Notebook:
                 self.page.evaluate("i => { window.jupyterapp.shell.currentWidget.content.deselectAll(); window.jupyterapp.shell.currentWidget.content.activeCellIndex = i; }", i)
                 self.command("notebook:run-cell")
 
-    def widget(self, source):
-        "Bring the cell with this last line into view; its outputs."
-        found = self.page.evaluate("""async source => {
-            const book = window.jupyterapp.shell.currentWidget.content, i = book.widgets.findIndex(c => c.model.sharedModel.source.trim().split("\\n").pop().startsWith(source));
+    def widget(self, source, which="findIndex"):
+        "Bring the first cell with this last line (with `findLastIndex` the last one) into view; its outputs."
+        found = self.page.evaluate("""async ([source, which]) => {
+            const book = window.jupyterapp.shell.currentWidget.content, i = book.widgets[which](c => c.model.sharedModel.source.trim().split("\\n").pop().startsWith(source));
             if (i < 0) return false;
             await book.scrollToItem(i, 'start');
             book.widgets[i].node.setAttribute('data-cell', i);
-            return String(i); }""", source)
+            return String(i); }""", [source, which])
         assert found, f"no cell ends with {source}"
         cell = self.page.locator(f'[data-cell="{found}"]')
         cell.locator(".jp-OutputArea-output").first.wait_for(timeout=MINUTE)
@@ -92,18 +92,40 @@ class Notebook:
         picture.convert("RGB").save(folder / f"{name}.png", optimize=True)
 
 
-def point_at_a_mark(page, canvas, step=9):
-    "Move the mouse over a canvas until its tooltip shows; (what the tooltip says, x, y)."
+FIND = """(canvas, [wanted, step]) => {
+    const box = canvas.getBoundingClientRect(), tip = canvas.querySelector(".omnijet-tip"), said = new RegExp(wanted);
+    for (let y = 40; y < box.height - 45; y += step) {
+        for (let x = 60; x < box.width - 15; x += step) {
+            const at = {clientX: box.left + x, clientY: box.top + y};
+            canvas.querySelectorAll("canvas")[1].dispatchEvent(new PointerEvent("pointermove", at));
+            if (!tip.hidden && said.test(tip.textContent)) return [at.clientX, at.clientY]; } }
+    return null; }"""
+
+
+def point_at_a_mark(page, canvas, wanted="", step=5):
+    "Move the mouse to where a canvas' tooltip says what is wanted, a regular expression; (what it says, x, y)."
     for _ in range(3):                                                               # JupyterLab may still be moving the cell
         canvas.scroll_into_view_if_needed()
         page.wait_for_timeout(500)
-        box = canvas.bounding_box()
-        for y in range(40, int(box["height"]) - 45, step):
-            for x in range(60, int(box["width"]) - 15, step):
-                page.mouse.move(box["x"] + x, box["y"] + y)
-                if canvas.locator(".omnijet-tip").is_visible():
-                    return canvas.locator(".omnijet-tip").inner_text(), box["x"] + x, box["y"] + y
-    raise AssertionError("nothing to point at")
+        if at := canvas.evaluate(FIND, [wanted, step]):                               # a mouse takes a frame for each step on the way there
+            page.mouse.move(2, 2)
+            page.mouse.move(*at)
+            tip = canvas.locator(".omnijet-tip")
+            if tip.is_visible() and re.search(wanted, tip.inner_text()):
+                return tip.inner_text(), *at
+    raise AssertionError(f"nothing to point at that says {wanted}")
+
+
+def lasso(page, canvas):
+    "Draw a line around nearly all of a canvas."
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    corners = [(60, 40), (box["width"] - 20, 40), (box["width"] - 20, box["height"] - 60), (60, box["height"] - 60), (60, 50)]
+    page.mouse.move(box["x"] + corners[0][0], box["y"] + corners[0][1])
+    page.mouse.down()
+    for dx, dy in corners[1:]:
+        page.mouse.move(box["x"] + dx, box["y"] + dy, steps=5)
+    page.mouse.up()
 
 
 def pixels(canvas):
@@ -120,6 +142,13 @@ def says(locator, text, timeout=MINUTE):
     from playwright.sync_api import expect
 
     expect(locator).to_have_text(re.compile(text), timeout=timeout, use_inner_text=True)
+
+
+def says_in(canvas, text):
+    "Wait until what a canvas is called matches `text`, a regular expression."
+    from playwright.sync_api import expect
+
+    expect(canvas).to_have_attribute("aria-label", re.compile(text), timeout=MINUTE)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +238,32 @@ def test_next_jet_changes_the_title(chapter):
     chapter.shot("06_jet_browser", cell)
 
 
+def test_mass_of_what_a_lasso_caught_and_its_code(chapter):
+    from omnijet.data import sample_jets
+    from omnijet.observables import jet_mass, jet_pt
+
+    cell, page = chapter.widget("JetBrowser(jets)"), chapter.page
+    cell.get_by_role("button", name="Next").click()
+    number = int(re.search(r"jet (\d+)", cell.locator("h4").first.inner_text())[1])
+    lasso(page, cell.locator(".omnijet-canvas").first)
+    says(cell, r"\d+ selected: mass [\d.]+ GeV, pT [\d.]+ GeV")
+    chosen = [int(row.inner_text()) for row in cell.locator("tr.here td:first-child").all()]
+    some = sample_jets(max_jets=200).constituents[number:number + 1][:, chosen]
+    mass, pt = jet_mass(some)[0], jet_pt(some)[0]
+    assert len(chosen) > 3 and f"{len(chosen)} selected: mass {mass:.1f} GeV, pT {pt:.1f} GeV" in cell.inner_text()
+    chapter.shot("06_jet_browser_lasso", cell)
+    cell.get_by_role("button", name="Code").click()
+    says(cell.locator("pre"), re.escape(f"selected = shown[0][:, {chosen}]"))
+    code = cell.locator("pre").inner_text()
+    made = run_below(chapter, code)
+    made.locator("img").first.wait_for(timeout=MINUTE)
+    assert abs(float(re.search(r"([\d.]+) GeV", made.locator(".jp-OutputArea-output").first.inner_text())[1]) - mass) < 0.01
+    cell = chapter.widget("JetBrowser(jets)")
+    cell.locator(".omnijet-canvas").first.press("Escape")
+    cell.locator(".omnijet-canvas").first.press("Escape")
+    cell.get_by_text("selected: mass").wait_for(state="detached", timeout=MINUTE)
+
+
 @pytest.mark.parametrize("kind, begins", [("PNG", b"\x89PNG"), ("PDF", b"%PDF"), ("CSV", b'"position"'), ("Parquet", b"PAR1")])
 def test_one_button_saves_the_picture_and_its_data(chapter, kind, begins):
     cell = chapter.widget("JetBrowser(jets)")
@@ -267,13 +322,7 @@ def test_selecting_a_code_shows_its_number_and_its_count(chapter):
     expect(number).to_have_value(str(code))
     changes(cell.locator(".omnijet-canvas").nth(4), before)
 
-    box = scatter.bounding_box()                                                     # a lasso around nearly everything
-    corners = [(60, 40), (box["width"] - 20, 40), (box["width"] - 20, box["height"] - 60), (60, box["height"] - 60), (60, 50)]
-    page.mouse.move(box["x"] + corners[0][0], box["y"] + corners[0][1])
-    page.mouse.down()
-    for dx, dy in corners[1:]:
-        page.mouse.move(box["x"] + dx, box["y"] + dy, steps=5)
-    page.mouse.up()
+    lasso(page, scatter)
     says(title, r"\d\d+ codes: ")
     cell.get_by_role("button", name="jet type").click()
     says(cell, "unused")
@@ -332,9 +381,15 @@ def fill(box, value):
     box.press("Enter")
 
 
+def codes_of(cell, i=0):
+    "The codes of a growing jet, as its sequence of tokens says them."
+    words = cell.locator(".tokens").nth(i).locator("span").all_inner_texts()
+    return [int(word) for word in words if word not in ("start", "stop")]
+
+
 def test_alternatives_of_an_earlier_step_and_what_the_model_makes_of_them(chapter):
     cell, page = chapter.widget("GenerationPlayground(small, grid, jets)"), chapter.page
-    title, plane, bars = cell.locator("h4").first, cell.locator(".omnijet-canvas").nth(1), cell.locator(".omnijet-canvas").nth(0)
+    title, plane = cell.locator("h4").first, cell.locator(".omnijet-canvas").nth(1)
     cell.get_by_role("button", name="New jet").click()
     says(title, r"· 0 constituents ·")
     for n in (1, 2, 3):
@@ -346,18 +401,11 @@ def test_alternatives_of_an_earlier_step_and_what_the_model_makes_of_them(chapte
     fill(field(cell, "keep the first"), 2)                                           # back to the third step
     changes(plane, before)
     says(cell.locator(".tokens .later").first, r"^\d+$")
-    said, x, y = point_at_a_mark(page, plane, 5)
     chapter.shot("06_generation_alternatives", cell)
-    for _ in range(40):                                                              # until it is an alternative, not a constituent of the jet
-        if re.fullmatch(r"code \d+: pT = [\d.]+ GeV, [\d.e-]+ %", said):
-            break
-        x, y = x + 4, y + (4 if x > plane.bounding_box()["x"] + 300 else 0)
-        page.mouse.move(x, y)
-        said = plane.locator(".omnijet-tip").inner_text()
-    else:
-        said, x, y = point_at_a_mark(page, bars)
+    said, x, y = point_at_a_mark(page, plane, r"^code \d+: pT = [\d.]+ GeV, [\d.e-]+ %$")     # an alternative, not a constituent of the jet
     page.mouse.click(x, y)
     says(title, r"· 3 constituents ·")
+    says(cell.locator(".tokens span").last, f"^{re.match('code ([0-9]+)', said)[1]}$")
     sequence = cell.locator(".tokens").first.inner_text()
     cell.get_by_role("button", name="Finish").click()
     says(title, r"stopped|· 128 constituents")
@@ -368,17 +416,48 @@ def test_alternatives_of_an_earlier_step_and_what_the_model_makes_of_them(chapte
     assert cell.locator(".tokens").first.inner_text().startswith(sequence) and cell.locator(".tokens").first.inner_text() != first
 
 
+def test_steps_by_keys_and_back_by_a_click_on_a_constituent(chapter):
+    from playwright.sync_api import expect
+
+    cell, page = chapter.widget("GenerationPlayground(small, grid, jets)"), chapter.page
+    title, plane = cell.locator("h4").first, cell.locator(".omnijet-canvas").nth(1)
+    cell.get_by_role("button", name="New jet").click()
+    says(title, r"· 0 constituents ·")
+    plane.focus()
+    for key, n in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowDown", 3), ("ArrowLeft", 2), ("ArrowUp", 1), ("ArrowRight", 2), ("ArrowRight", 3)):
+        page.keyboard.press(key)
+        says(title, rf"· {n} constituents ·")
+    said, x, y = point_at_a_mark(page, plane, r"^[012]: pT = [\d.]+ GeV, click to go back to it$")
+    page.mouse.click(x, y)
+    kept = int(said[0])
+    expect(field(cell, "keep the first")).to_have_value(str(kept), timeout=MINUTE)
+    expect(cell.locator(".tokens .later")).to_have_count(3 - kept)
+    says(title, r"· 3 constituents ·")                                               # it is still there until another is chosen
+    page.keyboard.press("ArrowRight")
+    says(title, rf"· {kept + 1} constituents ·")
+    expect(cell.locator(".tokens .later")).to_have_count(0)
+
+
 def test_what_if_this_one_had_100_gev(chapter):
     from playwright.sync_api import expect
+
+    from omnijet.vqvae import BinnedTokenizer
 
     cell = chapter.widget("GenerationPlayground(small, grid, jets)")
     fill(field(cell, "keep the first"), 0)
     cell.get_by_role("button", name="Real jet").click()
     expect(field(cell, "keep the first")).to_have_value("5", timeout=MINUTE)         # of the real jet
-    fill(field(cell, "keep the first"), 1)
     fill(field(cell, "pT [GeV]"), 100)
+    expect(cell.locator(".tokens .later").first).to_be_visible()
+    before, title = codes_of(cell), cell.locator("h4").first.inner_text()
     cell.get_by_role("button", name="What if").click()
-    says(cell, r"constituent 1 had [\d.]+ GeV; asked for 100 GeV, the nearest code has [\d.]+ GeV")
+    says(cell, r"constituent 5 had [\d.]+ GeV; asked for 100 GeV, the nearest code has [\d.]+ GeV")
+    after, grid = codes_of(cell), BinnedTokenizer((8, 8, 8))
+    had, has = map(float, re.search(r"had ([\d.]+) GeV; .* has ([\d.]+) GeV", cell.inner_text()).groups())
+    at, = (i for i in range(6) if after[:i] + after[i + 1:6] == before[:5])             # the five before it are kept, it stands by falling pT
+    pts = [grid.decode([codes]).pt[0, i] for codes, i in ((before, 5), (after, at))]
+    assert at < 5 and after[at] != before[5] and abs(had - pts[0]) < 0.06 and abs(has - pts[1]) < 0.06 and had < 50 < has < 150
+    says(cell.locator("h4").first, "^(?!" + re.escape(title) + ")")
     chapter.shot("06_generation_what_if", cell)
 
 
@@ -402,6 +481,26 @@ def test_two_models_side_by_side(chapter):
     boxes = [cell.locator(".omnijet-canvas").nth(i).bounding_box() for i in (0, 1, 2, 3)]
     assert len({round(box["y"]) for box in boxes}) == 1                              # all in one row at 1400 pixels
     chapter.shot("06_generation_two_models", cell)
+
+
+def test_two_models_of_two_tokenizers(chapter):
+    from omnijet.vqvae import BinnedTokenizer
+
+    cell = run_below(chapter, "coarse = BinnedTokenizer((4, 4, 4))\nother = GenerativeModel(coarse.codebook_size, width=16, blocks=1, heads=2)\n"
+                              "GenerationPlayground(small, grid, jets, other=other, other_tokenizer=coarse)")
+    titles, fine, coarse = [cell.locator("h4").nth(i) for i in (0, 1)], BinnedTokenizer((8, 8, 8)), BinnedTokenizer((4, 4, 4))
+    for n in (1, 2, 3):
+        cell.get_by_role("button", name="Step").click()
+        for title in titles:
+            says(title, rf"model \d: .*· {n} constituents ·")
+    assert codes_of(cell, 1) == coarse.encode(fine.decode([codes_of(cell, 0)]))[0].to_list()
+    said, x, y = point_at_a_mark(chapter.page, cell.locator(".omnijet-canvas").nth(3), "^code ")    # by hand, in the second's plane
+    chapter.page.mouse.click(x, y)
+    for title in titles:
+        says(title, r"· 4 constituents ·")
+    codes = codes_of(cell, 1)
+    assert f"code {codes[-1]}:" in said and codes_of(cell, 0) == fine.encode(coarse.decode([codes]))[0].to_list()
+    chapter.shot("06_generation_two_tokenizers", cell)
 
 
 def test_jets_of_an_asked_mass(chapter):
@@ -446,27 +545,68 @@ def test_gallery_sorts_turns_pages_and_shows_a_jet(chapter):
     chapter.shot("06_gallery", cell)
 
 
+def test_gallery_of_any_observable_a_tagger_a_class_and_some_jets(chapter):
+    import numpy as np
+    import torch
+
+    from omnijet.data import sample_jets
+    from omnijet.gpt import GenerativeModel
+    from omnijet.observables import observables
+    from omnijet.transfer import JetClassifier
+    from omnijet.vqvae import BinnedTokenizer
+
+    made = "GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2)"
+    cell, page = run_below(chapter, f"torch.manual_seed(5)\ntagger = JetClassifier.from_generative({made})\nJetGallery(jets, grid, None, tagger)"), chapter.page
+    jets, grid = sample_jets(max_jets=200), BinnedTokenizer((8, 8, 8))
+    torch.manual_seed(5)
+    scores = JetClassifier.from_generative(eval(made)).predict(grid.encode(jets))[:, 1]
+    small, title = cell.locator(".omnijet-canvas"), cell.locator(".omnijet-html", has=page.locator("h4")).first
+    by, kind = cell.get_by_label("sorted by"), cell.get_by_label("class", exact=True)
+    sorted_by = {"τ21": observables(jets, ["tau21"])["tau21"], "D2": observables(jets, ["d2"])["d2"], "Σ pT² [GeV²]": observables(jets, ["sum_pt2"])["sum_pt2"], "Tagger score": scores}
+    for name, values in sorted_by.items():
+        by.select_option(label=name)
+        says(title, rf"^{re.escape(name)}, highest first\s+1 to 12 of 2,000 jets$", 3 * MINUTE)
+        at = np.argsort(-values, kind="stable")[:12]
+        shown = [re.search(r"jet (\d+): ([\d.,e-]+), ", small.nth(i).get_attribute("aria-label")).groups() for i in range(12)]
+        assert np.allclose([float(value.replace(",", "")) for _, value in shown], values[at], rtol=1e-3)
+        assert np.allclose(values[[int(number) for number, _ in shown]], values[at], rtol=1e-3)
+        chapter.shot(f"06_gallery_{list(sorted_by).index(name)}", cell)
+    kind.select_option(label="t → bqq′")
+    says(title, "1 to 12 of 200 jets$")
+    best = np.flatnonzero(jets.label == 8)[np.argsort(-scores[jets.label == 8], kind="stable")[:12]]
+    says_in(small.first, rf"^t → bqq′ jet {best[0]}:")
+    assert all(small.nth(i).get_attribute("aria-label").startswith("t → bqq′ jet ") for i in range(12))
+
+    chosen = [int(re.search(r"jet (\d+)", small.nth(i).get_attribute("aria-label"))[1]) for i in (1, 4, 6)]
+    for i, also in ((1, []), (4, ["Shift"])):
+        small.nth(i).click(modifiers=also)
+    small.nth(5).focus()
+    page.keyboard.press("Tab")                                                       # to the next one
+    page.keyboard.press("Space")
+    says(small.nth(6).get_by_role("status"), "^3 chosen$")
+    cell.get_by_role("button", name="Code").click()
+    says(cell.locator("pre"), re.escape(f"numbers = {chosen}"))
+    image = run_below(chapter, cell.locator("pre").inner_text()).locator("img").first
+    image.wait_for(timeout=MINUTE)
+    assert 2.5 < image.bounding_box()["width"] / image.bounding_box()["height"] < 3.5   # three in a row
+
+
 def test_codebook_plane_and_jet_are_linked(chapter):
     cell, page = chapter.widget("TokenExplorer(grid, jets)"), chapter.page
     title, jet = cell.locator(".omnijet-html", has=page.locator("h4")).first, cell.locator(".omnijet-canvas").nth(5)
     codebook, plane = cell.locator(".omnijet-canvas canvas:nth-child(2)").nth(0), cell.locator(".omnijet-canvas canvas:nth-child(2)").nth(1)
     rings = [canvas.evaluate("c => c.toDataURL()") for canvas in (codebook, plane)]
-    said, x, y = point_at_a_mark(page, jet, 5)
+    said, x, y = point_at_a_mark(page, jet)
     code = re.fullmatch(r"\d+: pT = [\d.]+ GeV, code (\d+)", said)[1]
     says(title, rf"code {code}\s")                                                  # the jet leads to the codebook and the plane
     for canvas, before in zip((codebook, plane), rings):
         page.wait_for_function("([c, before]) => c.toDataURL() !== before", arg=[canvas.element_handle(), before])
-    box = jet.bounding_box()                                                         # a lasso in the jet
-    page.mouse.move(box["x"] + 60, box["y"] + 40)
-    page.mouse.down()
-    for dx, dy in ((box["width"] - 20, 40), (box["width"] - 20, box["height"] - 60), (60, box["height"] - 60), (60, 50)):
-        page.mouse.move(box["x"] + dx, box["y"] + dy, steps=5)
-    page.mouse.up()
+    lasso(page, jet)
     says(title, r"\d+ codes: ")
     chapter.shot("06_token_explorer_linked", cell)
     which = cell.get_by_text(re.compile(r"jet [\d,]+ of [\d,]+ with it")).last
     before = which.inner_text()
-    said, x, y = point_at_a_mark(page, cell.locator(".omnijet-canvas").nth(4), 5)     # contexts
+    said, x, y = point_at_a_mark(page, cell.locator(".omnijet-canvas").nth(4))     # contexts
     page.mouse.click(x, y)
     says(which, r"^(?!" + re.escape(before) + ")")
 
@@ -498,16 +638,25 @@ def test_marks_are_reached_and_chosen_by_keys(chapter):
     page.wait_for_function("([c, before]) => c.toDataURL() === before", arg=[scatter.locator("canvas").first.element_handle(), before])
 
 
-def test_everything_has_a_name_for_a_screen_reader(chapter):
-    for source in ("JetBrowser(jets)", "JetGallery(jets, grid, untrained, tagger=None)", "TokenExplorer(grid, jets)", "GenerationPlayground(small, grid, jets)", "TransferExplorer(made_up)"):
-        cell = chapter.widget(source)
-        chapter.page.wait_for_timeout(3000)                                          # sliders are named a second after they are shown
-        tree = cell.locator(".jp-OutputArea-output").first.aria_snapshot()
-        nameless = [line for line in tree.splitlines() if re.match(r"\s*- (button|slider|textbox|spinbutton|combobox|listbox|application|img)(?! \")", line)]
-        assert not nameless, f"{source}: {nameless}"
-        for canvas in cell.locator(".omnijet-canvas").all():
-            if canvas.is_visible():
-                assert canvas.get_attribute("tabindex") == "0" and "zoom" in canvas.get_attribute("aria-description")
+def check_names(cell, roles):
+    "All that has a role is named, each of `roles` is there, and canvases are reached by Tab and say their keys."
+    cell.page.wait_for_timeout(3000)                                                 # sliders are named a second after they are shown
+    tree = cell.locator(".jp-OutputArea-output").last.aria_snapshot().splitlines()
+    found = [match for line in tree if (match := re.match(r"\s*- '?(button|slider|textbox|spinbutton|combobox|listbox|progressbar|application|img)( \".)?", line))]
+    assert not [match.string for match in found if not match[2]]
+    assert {match[1] for match in found} >= set(roles.split())
+    for canvas in cell.locator(".omnijet-canvas").all():
+        if canvas.is_visible():
+            assert canvas.get_attribute("tabindex") == "0" and "zoom" in canvas.get_attribute("aria-description")
+
+
+@pytest.mark.parametrize("source, roles", [("JetBrowser(jets)", "button slider combobox"), ("JetGallery(jets, grid, untrained, tagger=None)", "button combobox progressbar"),
+                                           ("TokenExplorer(grid, jets)", "button slider spinbutton progressbar"),
+                                           ("GenerationPlayground(small, grid, jets)", "button slider spinbutton combobox progressbar"),
+                                           ("GenerationPlayground(small, grid, jets, other=untrained)", "button slider spinbutton combobox progressbar"),
+                                           ("TransferExplorer(made_up)", "button slider combobox listbox progressbar")])
+def test_everything_has_a_name_for_a_screen_reader(chapter, source, roles):
+    check_names(chapter.widget(source), roles + " application img")
 
 
 def run_below(chapter, code):
@@ -518,7 +667,7 @@ def run_below(chapter, code):
     chapter.command("notebook:run-cell")
     chapter.idle()
     assert not chapter.failures()
-    return chapter.widget(code.strip().splitlines()[-1])
+    return chapter.widget(code.strip().splitlines()[-1], "findLastIndex")
 
 
 @pytest.mark.parametrize("source, which", [("JetBrowser(jets)", [0]), ("TokenExplorer(grid, jets)", [0, 1]), ("GenerationPlayground(small, grid, jets)", [0, 1]),
@@ -547,6 +696,32 @@ def test_a_point_of_figure_7_can_be_opened(chapter):
     page.mouse.click(x, y)
     says(cell.locator("h4").last, re.escape(said.split(":")[0]))
     chapter.shot("06_transfer_explorer", cell)
+
+
+def test_code_of_the_scores_behind_a_point(chapter):
+    cell = run_below(chapter, """from omnijet.data import write_tokens
+from omnijet.transfer import JetClassifier
+tops = jets[(jets.label == 0) | (jets.label == 8)]
+write_tokens(grid.encode(tops), "sweep/tokens/test/jets.parquet", tops.label, tops.id)
+plain = GenerativeModel(grid.codebook_size, width=16, blocks=1, heads=2)
+for k in (1, 2):
+    folder = Path(f"sweep/transfer/finetune_100_seed{k}")
+    JetClassifier.from_generative(plain).save_pretrained(folder)
+    said = f'{{"strategy": "finetune", "size": 100, "seed": {k}, "accuracy": 0.{k}, "auc": 0.8}}'
+    done = (folder / "result.json").write_text(said)
+TransferExplorer("sweep")""")
+    said, x, y = point_at_a_mark(chapter.page, cell.locator(".omnijet-canvas").first)
+    chapter.page.mouse.click(x, y)
+    says(cell, "400 of 400 jets")
+    says(cell.locator("h4").last, re.escape(said.split(":")[0]))
+    cell.get_by_role("button", name="Code").click()
+    says(cell.locator("pre"), "from_pretrained")
+    code = cell.locator("pre").inner_text()
+    assert f"sweep/transfer/finetune_100_seed{said.split(':')[0][-1]}" in code
+    drawn = run_below(chapter, code).locator("img").first
+    drawn.wait_for(timeout=MINUTE)
+    assert drawn.bounding_box()["width"] / drawn.bounding_box()["height"] > 1.8        # curve and scores, side by side
+    chapter.shot("06_transfer_code", chapter.widget('TransferExplorer("sweep")', "findLastIndex"))
 
 
 def test_a_missing_model_says_what_to_load(chapter):
@@ -709,5 +884,33 @@ def test_showers_are_turned_and_counted(lab, browser):
     cell.locator(".noUi-handle").first.press("ArrowRight")
     changes(canvas, before)
     assert "MeV" in point_at_a_mark(book.page, canvas)[0]
+    check_names(cell, "button slider application img")
+    assert not book.errors
+    book.page.close()
+
+
+def test_particles_are_hidden_by_a_click(lab, browser):
+    "The examples of chapter 03a, run; other constituents hidden than those that it begins with."
+    book = Notebook(browser.new_page(viewport={"width": 1400, "height": 1500}))
+    book.open(lab("03a_masked"))
+    book.command("application:toggle-left-area")
+    book.run(lambda source, tags: "eval: false" not in source)
+    book.idle(5 * MINUTE)
+    assert not book.failures()
+    cell = book.widget("MaskedParticles(both")
+    canvas = cell.locator(".omnijet-canvas").first
+    says_in(canvas, r"^2 of \d+ constituents hidden")
+    before = pixels(canvas)
+    said, x, y = point_at_a_mark(book.page, canvas, r"^(?!0:|3:)\d+: pT")
+    book.page.mouse.click(x, y)
+    says_in(canvas, r"^1 of \d+ constituents hidden, .*1 hidden.*, 5 said")            # the likeliest five codes of the one
+    changes(canvas, before)
+    book.shot("03a_masked_particles", cell.locator(".jp-OutputArea-output").last)
+    said, x, y = point_at_a_mark(book.page, canvas, f"^(?!{said.split(':')[0]}:)")
+    book.page.keyboard.down("Shift")
+    book.page.mouse.click(x, y)
+    book.page.keyboard.up("Shift")
+    says_in(canvas, r"^2 of \d+ constituents hidden, .*2 hidden.*, 10 said")
+    check_names(cell, "application img")
     assert not book.errors
     book.page.close()
