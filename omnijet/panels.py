@@ -210,7 +210,8 @@ def control(kind, changed, width: int, **options) -> W.Widget:  # kind: W.Dropdo
 
 def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=None) -> W.Button:
     "A button that calls `go()`; afterwards arrow keys go to the canvas `focus`."
-    made = W.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": f"{width}px"})
+    layout = {"width": f"{width}px", "padding": "0 4px"}
+    made = W.Button(description=text, icon=icon, tooltip=tooltip, layout=layout)
     made.on_click(lambda _: go())
     if focus is not None:
         made.on_click(lambda _: focus.send({"focus": True}))
@@ -276,11 +277,11 @@ def framed(name: str, table, *canvases, code=None) -> W.VBox:  # name: of the fi
         canvases[0].send({"copy": code(), "say": "code written below the buttons, and copied"})
 
     words = name.replace("_", " ")
-    buttons = [button(kind, "download", lambda kind=kind: save(kind), 96, f"save {words} as {kind}")
+    buttons = [button(kind, "download", lambda kind=kind: save(kind), 76, f"save {words} as {kind}")
                for kind in ("PNG", "PDF", "CSV", "Parquet")]
     if code is not None:
         tooltip = f"the code that makes {words} again, copied for a cell"
-        buttons.append(button("Code", "code", write, 96, tooltip))
+        buttons.append(button("Code", "code", write, 76, tooltip))
     return W.VBox([row(*canvases), W.HBox(buttons, layout={"flex_flow": "row wrap"}), written])
 
 # %% ../nbs/06a_panels.ipynb #0a04ac9c

@@ -262,8 +262,8 @@ class GenerationPlaygroundView(W.VBox):
               ("Again", "refresh", self.again, "finish it with other random numbers"),
               ("New jet", "plus", lambda: self.new(self.number_now() + 1), "start another jet"),
               ("Real jet", "clone", self.take, "begin as the next real jet does"))
-        buttons = [button(text, icon, f, 92, tooltip) for text, icon, f, tooltip in go]
-        what_if = button("What if", "question", self.what_if, 92,
+        buttons = [button(text, icon, f, 80, tooltip) for text, icon, f, tooltip in go]
+        what_if = button("What if", "question", self.what_if, 80,
                          "give the constituent after those kept this transverse momentum, finish")
         names = ("growing_jet", "growing_jet_2")
         sides = [W.VBox([side.title, framed(name, side.table, side.bars, side.plane,

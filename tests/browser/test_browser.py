@@ -1,7 +1,7 @@
 """The widgets as a user meets them: JupyterLab on a free port, headless Chromium, clicks.
 
-Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read a run are opened on a copy of the finished smoke run OMNIJET_TEST_RUN,
-and left out where it is not set; their screenshots are those of README (figures/)."""
+Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read a run are opened on a copy of the finished run OMNIJET_TEST_RUN,
+with the tokenizer that its backbone reads, and left out where it is not set; their screenshots are those of README (figures/)."""
 import ast
 import io
 import json
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} 
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 RUN = os.environ.get("OMNIJET_TEST_RUN") and Path(os.environ["OMNIJET_TEST_RUN"])
+WIDGETS = {"01_vqvae": ["TokenExplorer(", "JetBrowser("], "04_generation": ["GenerationPlayground("], "05_transfer": ["TransferExplorer("]}
 MINUTE = 60_000                                                                     # Playwright counts milliseconds
 
 
@@ -85,6 +86,8 @@ class Notebook:
         folder.mkdir(parents=True, exist_ok=True)
         if width:
             self.page.set_viewport_size({"width": width, "height": 1500})
+            self.page.evaluate("document.activeElement.blur()")
+            self.page.mouse.move(2, 2)
             self.page.wait_for_timeout(500)                                          # it is laid out again
         from PIL import Image                                                        # comes with matplotlib
 
@@ -151,6 +154,15 @@ def says_in(canvas, text):
     expect(canvas).to_have_attribute("aria-label", re.compile(text), timeout=MINUTE)
 
 
+PARAMETER = r'backbone_tokenizer = \\?"([\w-]+)'
+
+
+def run_tokenizer(name):
+    "The tokenizer that a chapter of the run had as its parameter: the last value that it was given."
+    executed = (RUN / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    return re.findall(PARAMETER, executed)[-1]
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "JupyterLab on a copy of the chapters; the address of a notebook in it."
@@ -161,6 +173,8 @@ def lab(tmp_path_factory):
         for cell in book["cells"]:
             if "outputs" in cell:
                 cell["outputs"] = []                                                   # those of the run that the repository keeps
+            if "parameters" in cell["metadata"].get("tags", []) and RUN and path.stem in WIDGETS:
+                cell["source"] = re.sub(PARAMETER, f'backbone_tokenizer = "{run_tokenizer(path.stem)}', "".join(cell["source"]))
         (folder / "nbs" / path.name).write_text(json.dumps(book), encoding="utf-8")
     if RUN:
         shutil.copytree(RUN, folder / "runs" / "smoke", ignore=shutil.ignore_patterns("notebooks"))
@@ -757,9 +771,6 @@ def test_after_a_restart_of_the_kernel(chapter):
     assert not chapter.errors
 
 
-WIDGETS = {"01_vqvae": ["TokenExplorer(", "JetBrowser("], "04_generation": ["GenerationPlayground("], "05_transfer": ["TransferExplorer("]}
-
-
 def shows(source, tags, widgets):
     "Whether a cell holds parameters, nothing but imports, or one of these widgets."
     body = ast.parse(source).body
@@ -795,8 +806,8 @@ def test_chapter_of_tokens(opened):
     from omnijet.data import CLASS_NAMES, read_jets, sample_jets
     from omnijet.vqvae import load_tokenizer
 
-    tokenizer = load_tokenizer(RUN / "tokenizers" / "conditional-512")
-    uses = np.bincount(ak.to_numpy(ak.flatten(tokenizer.encode(sample_jets()))), minlength=512)
+    tokenizer = load_tokenizer(RUN / "tokenizers" / run_tokenizer("01_vqvae"))
+    uses = np.bincount(ak.to_numpy(ak.flatten(tokenizer.encode(sample_jets()))), minlength=tokenizer.codebook_size)
     cell = opened.widget("TokenExplorer(")
     says(cell, "10,000 of 10,000 jets", 3 * MINUTE)
     title, number = cell.locator(".omnijet-html", has=opened.page.locator("h4")).first, cell.locator("input[type=number]").first
@@ -804,9 +815,12 @@ def test_chapter_of_tokens(opened):
     number.fill(str(code))
     number.press("Enter")
     says(title, rf"code {code}\s+used {uses[code]:,} times")
+    before = pixels(cell.locator(".omnijet-canvas").first)
+    cell.get_by_role("button", name="momentum").click()
+    changes(cell.locator(".omnijet-canvas").first, before)
+    opened.shot("token_explorer", cell.locator(".jp-OutputArea-output"), 1200)
     cell.get_by_role("button", name="jet type").click()
     says(cell, "unused")
-    opened.shot("token_explorer", cell.locator(".jp-OutputArea-output"), 1200)
     said, x, y = point_at_a_mark(opened.page, cell.locator(".omnijet-canvas").first)
     opened.page.mouse.click(x, y)
     code = int(said.removeprefix("code "))
@@ -841,7 +855,7 @@ def test_chapter_of_generation(opened):
     says(cell, "200 of 200 jets", 3 * MINUTE)
     page.wait_for_function("c => c.getAttribute('aria-label') === '200 generated jets'", arg=histogram.locator("canvas[role=img]").element_handle())
     changes(histogram, before)
-    opened.shot("generation_step", cell.locator(".jp-OutputArea-output"), 1020)
+    opened.shot("generation_step", cell.locator(".jp-OutputArea-output"), 1120)
 
 
 @pytest.mark.parametrize("opened", ["05_transfer"], indirect=True)
@@ -855,10 +869,30 @@ def test_chapter_of_transfer(opened):
     said, x, y = point_at_a_mark(opened.page, curve)
     opened.page.mouse.click(x, y)
     says(cell.locator("h4").last, re.escape(said.split(":")[0]))
-    says(cell, r"([\d,]+) of \1 jets")
+    says(cell, r"([\d,]+) of \1 jets", 5 * MINUTE)
     changes(distribution, before)
-    opened.page.mouse.move(2, 2)
     opened.shot("transfer_explorer", cell.locator(".jp-OutputArea-output"), 1120)
+
+    tagger = max((RUN / "transfer").glob("finetune_*_seed1"), key=lambda folder: int(folder.name.split("_")[1])).name
+    cell = run_below(opened, f"""from pathlib import Path
+from omnijet.data import sample_jets
+from omnijet.widgets import JetGallery
+both, run_dir = sample_jets(["ZJetsToNuNu", "TTBar"], max_jets=500), Path(run_dir)
+tokenizer, tagger = run_dir / "tokenizers" / backbone_tokenizer, run_dir / "transfer" / "{tagger}"
+JetGallery(both, tokenizer, run_dir / "backbone", tagger)""")
+    title, small = cell.locator(".omnijet-html", has=opened.page.locator("h4")).first, cell.locator(".omnijet-canvas")
+    for name in ("−ln p a token", "Tagger score"):
+        cell.get_by_label("sorted by").select_option(label=name)
+        says(title, rf"^{name}, highest first\s+1 to 12 of 1,000 jets$", 4 * MINUTE)
+    cell.get_by_label("class", exact=True).select_option(label="q/g")                   # which of them does it take for tops?
+    says(title, "1 to 12 of 500 jets$")
+    says_in(small.first, "^q/g jet")
+    scores = [float(re.search(r"^q/g jet \d+: ([\d.]+)", small.nth(i).get_attribute("aria-label"))[1]) for i in range(12)]
+    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+    small.first.click()
+    number = re.search(r"jet (\d+):", small.first.get_attribute("aria-label"))[1]
+    says(cell.locator("h4").nth(1), rf"^q/g · jet {number} ·.*−ln p [\d.]+$")
+    opened.shot("jet_gallery", cell.locator(".jp-OutputArea-output").last, 1400)
 
 
 def test_showers_are_turned_and_counted(lab, browser):
