@@ -1,7 +1,7 @@
 """The widgets as a user meets them: JupyterLab on a free port, headless Chromium, clicks.
 
 Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read a run are opened on a copy of the finished run OMNIJET_TEST_RUN,
-with the tokenizer that its backbone reads, and left out where it is not set; their screenshots are those of README (figures/)."""
+with the tokenizer that its backbone reads, and left out where it is not set; their screenshots are those of README (figures/). What is timed is timed only where OMNIJET_TEST_SPEED is set."""
 import ast
 import io
 import json
@@ -743,6 +743,63 @@ def test_a_missing_model_says_what_to_load(chapter):
     says(chapter.widget('TransferExplorer("no-such-run")'), r"run chapter 05_transfer first")
 
 
+WATCH = """() => {                                                                  // when which canvas has been shown, drawn anew
+    const clear = CanvasRenderingContext2D.prototype.clearRect;
+    window.shown = [];
+    CanvasRenderingContext2D.prototype.clearRect = function (...box) {
+        requestAnimationFrame(() => window.shown.push([this.canvas, performance.now()]));
+        return clear.apply(this, box); };
+    document.addEventListener("pointermove", () => { window.moved ??= performance.now(); }, true); }"""
+FIRST = """cell => {                                                                    // when the last of a cell's canvases was shown first
+    const first = new Map();
+    for (const [canvas, at] of window.shown) if (cell.contains(canvas) && !first.has(canvas)) first.set(canvas, at);
+    return Math.max(...first.values()); }"""
+SINCE = """canvas => {
+    const found = window.shown.find(([c, at]) => c === canvas && at > window.moved);
+    return found ? found[1] - window.moved : null; }"""
+
+
+@pytest.mark.skipif(not os.environ.get("OMNIJET_TEST_SPEED"), reason="OMNIJET_TEST_SPEED is not set: nothing is timed")
+def test_what_the_browser_adds_to_what_the_user_waits_for(chapter, capsys):
+    "Prints, with 8,192 codes and 10,000 jets, how long it is from a click on Run to a first picture, and from a move of the mouse to the panel of a code."
+    import random
+    import statistics
+
+    page = chapter.page
+    page.evaluate(WATCH)
+    run_below(chapter, "import time\nfrom omnijet.vqvae import load_tokenizer\nlarge, every = load_tokenizer('omnijet/tokenizer-8192'), sample_jets()\nlen(every)")
+    lines = []
+    for name, last in (("JetBrowser(every, large)", 0), ("JetGallery(every, large)", 12), ("TokenExplorer(large, every)", 5)):
+        page.evaluate("() => { window.begun = performance.now(); }")
+        cell = run_below(chapter, f"begun = time.perf_counter()\nshown = {name}\nprint(f'kernel: {{1000 * (time.perf_counter() - begun):.0f}} ms')\nshown")
+        canvas = cell.locator(".omnijet-canvas canvas[role=img]").nth(last)
+        canvas.wait_for(timeout=MINUTE)
+        page.wait_for_function("canvas => window.shown.some(([c]) => c === canvas)", arg=canvas.element_handle())
+        all_of_it = cell.evaluate(FIRST) - page.evaluate("window.begun")
+        kernel = float(re.search(r"kernel: (\d+) ms", cell.inner_text())[1])
+        lines.append(f"first picture of {name}: {all_of_it:.0f} ms, of these in the kernel {kernel:.0f}")
+    says(cell, "10,000 of 10,000 jets", 10 * MINUTE)
+    cell.scroll_into_view_if_needed()
+    scatter, contexts = cell.locator(".omnijet-canvas").nth(1), cell.locator(".omnijet-canvas").nth(4)
+    title, box, generator = cell.locator(".omnijet-html", has=page.locator("h4")).first, scatter.bounding_box(), random.Random(1)
+    rings, panels = [], []
+    while len(panels) < 20:
+        page.evaluate("() => { window.moved = null; }")                              # the first move counts, not those that Chromium makes up when a page is laid out
+        page.mouse.move(box["x"] + generator.uniform(0.3, 0.8) * box["width"], box["y"] + generator.uniform(0.3, 0.7) * box["height"])
+        said = scatter.locator(".omnijet-tip").inner_text()
+        if not said or title.inner_text().startswith(f"{said}\n"):                    # no mark there, or the same
+            continue
+        says(title, rf"^{said}\s")
+        if "used 0 times" in title.inner_text():                                     # nothing to draw
+            continue
+        page.wait_for_function(SINCE, arg=contexts.locator("canvas").first.element_handle())
+        for times, canvas in ((rings, scatter.locator("canvas").last), (panels, contexts.locator("canvas").first)):
+            times.append(canvas.evaluate(SINCE))
+    lines += [f"from a move of the mouse to {what}: median {statistics.median(times):.0f} ms, slowest {max(times):.0f}" for what, times in (("the ring", rings), ("the contexts of the code", panels))]
+    with capsys.disabled():
+        print("", *lines, sep="\n")
+
+
 def test_dark_theme(chapter):
     cell = chapter.widget("JetBrowser(jets)")
     canvas = cell.locator(".omnijet-canvas").first
@@ -887,12 +944,15 @@ JetGallery(both, tokenizer, run_dir / "backbone", tagger)""")
     cell.get_by_label("class", exact=True).select_option(label="q/g")                   # which of them does it take for tops?
     says(title, "1 to 12 of 500 jets$")
     says_in(small.first, "^q/g jet")
-    scores = [float(re.search(r"^q/g jet \d+: ([\d.]+)", small.nth(i).get_attribute("aria-label"))[1]) for i in range(12)]
-    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+    scores = [float(re.search(r"^q/g jet \d+: ([\de.-]+)", small.nth(i).get_attribute("aria-label"))[1]) for i in range(12)]
+    assert scores == sorted(scores, reverse=True)
     small.first.click()
     number = re.search(r"jet (\d+):", small.first.get_attribute("aria-label"))[1]
     says(cell.locator("h4").nth(1), rf"^q/g · jet {number} ·.*−ln p [\d.]+$")
     opened.shot("jet_gallery", cell.locator(".jp-OutputArea-output").last, 1400)
+    cell.get_by_role("button", name="lowest").click()
+    says(title, "^Tagger score, lowest first")
+    assert float(re.search(r"^q/g jet \d+: ([\de.-]+)", small.first.get_attribute("aria-label"))[1]) < scores[-1]
 
 
 def test_showers_are_turned_and_counted(lab, browser):
