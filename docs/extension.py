@@ -127,13 +127,13 @@ def visit_block_math(self, node):
 
 # Numbers
 class Numbers(SphinxDirective):
-    "The numbers of the run in git that have the paper's beside them (or those of the keys that are the content)."
-    has_content = True
+    "The numbers of the run in git that have the paper's beside them (or those of the keys that are the content), of one chapter or all."
+    has_content, option_spec = True, {"chapter": str}
 
     def run(self):
         from omnijet.statistics import read_numbers, select, show
         self.env.note_dependency(str(RESULTS))
-        numbers = read_numbers(RESULTS)
+        numbers = read_numbers(RESULTS, self.options.get("chapter"))
         keys = " ".join(self.content).split()
         chosen = select(numbers, *keys) if keys else [n for n in numbers if n["paper"] is not None]
         return [nodes.raw("", f'<div class="table-wrapper">{show(chosen, len(chosen)).data}</div>'.replace("<table>", '<table class="docutils">'), format="html")]
