@@ -37,7 +37,11 @@ SORTED_BY = {  # what jets are sorted by: its name
     "surprise": "−ln p", "surprise_per_token": "−ln p a token", "score": "Tagger score"}
 
 
-def token_surprise(model, tokens, label) -> Ragged:  # tokens (n_jets, var), label (n_jets,)
+def token_surprise(
+    model,
+    tokens,  # codes (n_jets, var)
+    label,  # (n_jets,)
+) -> Ragged:
     "−ln p of each token of each jet, and of the stop token."
     lengths = ak.to_numpy(ak.num(tokens))
     offsets, content = np.concatenate([[0], np.cumsum(lengths)]), ak.to_numpy(ak.flatten(tokens))
@@ -96,7 +100,8 @@ class JetGalleryView(W.VBox):
         if np.isnan(self.values[by]).any():
             self.work.start(self.computing(by), n, self.show, every=1)
 
-    def computing(self, by: str, batch: int = 200):  # yields how many are done
+    def computing(self, by: str, batch: int = 200):
+        "Find what is not known yet; yields how many are done."
         order = np.random.default_rng(1).permutation(len(self.jets))
         order = order[np.isnan(self.values[by][order])]
         done = len(self.jets) - len(order)
@@ -158,7 +163,8 @@ def small_panel(self: JetGalleryView, i: int) -> dict:
 
 
 @patch
-def value(self: JetGalleryView, i: int) -> str:  # the title has its unit
+def value(self: JetGalleryView, i: int) -> str:
+    "What a jet is sorted by; its unit stands in the title."
     value = self.values[self.by.value][i]
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
