@@ -3,6 +3,7 @@
 Screenshots go to the folder OMNIJET_SCREENSHOTS, if set. The chapters that read a run are opened on a copy of the finished run OMNIJET_TEST_RUN,
 with the tokenizer that its backbone reads, and left out where it is not set; their screenshots are those of README (figures/). What is timed is timed only where OMNIJET_TEST_SPEED is set."""
 import ast
+import inspect
 import io
 import json
 import os
@@ -147,6 +148,14 @@ def says(locator, text, timeout=MINUTE):
     expect(locator).to_have_text(re.compile(text), timeout=timeout, use_inner_text=True)
 
 
+def until(page, holds):
+    "Wait until a condition on what several parts of the page show is true: they are drawn one after the other."
+    end = time.monotonic() + MINUTE / 1000
+    while not holds():
+        assert time.monotonic() < end, inspect.getsource(holds)
+        page.wait_for_timeout(50)
+
+
 def says_in(canvas, text):
     "Wait until what a canvas is called matches `text`, a regular expression."
     from playwright.sync_api import expect
@@ -257,10 +266,13 @@ def test_mass_of_what_a_lasso_caught_and_its_code(chapter):
     from omnijet.observables import jet_mass, jet_pt
 
     cell, page = chapter.widget("JetBrowser(jets)"), chapter.page
+    title = cell.locator("h4").first
+    number = int(re.search(r"jet (\d+)", title.inner_text())[1]) + 1
     cell.get_by_role("button", name="Next").click()
-    number = int(re.search(r"jet (\d+)", cell.locator("h4").first.inner_text())[1])
+    says(title, rf"jet {number} ·")
     lasso(page, cell.locator(".omnijet-canvas").first)
     says(cell, r"\d+ selected: mass [\d.]+ GeV, pT [\d.]+ GeV")
+    until(page, lambda: f"{cell.locator('tr.here').count()} selected:" in cell.inner_text())
     chosen = [int(row.inner_text()) for row in cell.locator("tr.here td:first-child").all()]
     some = sample_jets(max_jets=200).constituents[number:number + 1][:, chosen]
     mass, pt = jet_mass(some)[0], jet_pt(some)[0]
@@ -420,14 +432,17 @@ def test_alternatives_of_an_earlier_step_and_what_the_model_makes_of_them(chapte
     page.mouse.click(x, y)
     says(title, r"· 3 constituents ·")
     says(cell.locator(".tokens span").last, f"^{re.match('code ([0-9]+)', said)[1]}$")
-    sequence = cell.locator(".tokens").first.inner_text()
+    tokens = cell.locator(".tokens").first
+    sequence = tokens.inner_text()
     cell.get_by_role("button", name="Finish").click()
     says(title, r"stopped|· 128 constituents")
-    assert cell.locator(".tokens").first.inner_text().startswith(sequence)           # what was kept is kept
-    first = cell.locator(".tokens").first.inner_text()
+    until(page, lambda: len(tokens.inner_text()) > len(sequence))
+    first = tokens.inner_text()
+    assert first.startswith(sequence)                                                # what was kept is kept
     cell.get_by_role("button", name="Again").click()
     says(title, r"jet 2 ·")
-    assert cell.locator(".tokens").first.inner_text().startswith(sequence) and cell.locator(".tokens").first.inner_text() != first
+    until(page, lambda: tokens.inner_text() != first)
+    assert tokens.inner_text().startswith(sequence)
 
 
 def test_steps_by_keys_and_back_by_a_click_on_a_constituent(chapter):
@@ -466,6 +481,7 @@ def test_what_if_this_one_had_100_gev(chapter):
     before, title = codes_of(cell), cell.locator("h4").first.inner_text()
     cell.get_by_role("button", name="What if").click()
     says(cell, r"constituent 5 had [\d.]+ GeV; asked for 100 GeV, the nearest code has [\d.]+ GeV")
+    until(cell.page, lambda: codes_of(cell) != before)
     after, grid = codes_of(cell), BinnedTokenizer((8, 8, 8))
     had, has = map(float, re.search(r"had ([\d.]+) GeV; .* has ([\d.]+) GeV", cell.inner_text()).groups())
     at, = (i for i in range(6) if after[:i] + after[i + 1:6] == before[:5])             # the five before it are kept, it stands by falling pT
@@ -482,13 +498,15 @@ def test_two_models_side_by_side(chapter):
         cell.get_by_role("button", name="Step").click()
         for title in titles:
             says(title, rf"model \d: .*· {n} constituents ·")
+    until(cell.page, lambda: [len(codes_of(cell, i)) for i in (0, 1)] == [3, 3])
     kept = [cell.locator(".tokens").nth(i).inner_text() for i in (0, 1)]
-    assert kept[0] == kept[1] and pixels(cell.locator(".omnijet-canvas").nth(0)) != pixels(cell.locator(".omnijet-canvas").nth(2))
+    assert kept[0] == kept[1]
+    until(cell.page, lambda: pixels(cell.locator(".omnijet-canvas").nth(0)) != pixels(cell.locator(".omnijet-canvas").nth(2)))
     cell.get_by_role("button", name="Finish").click()
     for title in titles:
         says(title, r"stopped|· 128 constituents")
-    jets = [cell.locator(".tokens").nth(i).inner_text() for i in (0, 1)]
-    assert jets[0] != jets[1] and all(jet.startswith(kept[0]) for jet in jets)
+    jets = [cell.locator(".tokens").nth(i) for i in (0, 1)]
+    until(cell.page, lambda: jets[0].inner_text() != jets[1].inner_text() and all(jet.inner_text().startswith(kept[0]) for jet in jets))
     fill(cell.locator("input[type=number]").last, 40)
     cell.get_by_role("button", name="Generate").click()
     says(cell, r"40 of 40 jets")
@@ -507,11 +525,13 @@ def test_two_models_of_two_tokenizers(chapter):
         cell.get_by_role("button", name="Step").click()
         for title in titles:
             says(title, rf"model \d: .*· {n} constituents ·")
+    until(chapter.page, lambda: [len(codes_of(cell, i)) for i in (0, 1)] == [3, 3])
     assert codes_of(cell, 1) == coarse.encode(fine.decode([codes_of(cell, 0)]))[0].to_list()
     said, x, y = point_at_a_mark(chapter.page, cell.locator(".omnijet-canvas").nth(3), "^code ")    # by hand, in the second's plane
     chapter.page.mouse.click(x, y)
     for title in titles:
         says(title, r"· 4 constituents ·")
+    until(chapter.page, lambda: [len(codes_of(cell, i)) for i in (0, 1)] == [4, 4])
     codes = codes_of(cell, 1)
     assert f"code {codes[-1]}:" in said and codes_of(cell, 0) == fine.encode(coarse.decode([codes]))[0].to_list()
     chapter.shot("06_generation_two_tokenizers", cell)
@@ -543,8 +563,10 @@ def test_gallery_sorts_turns_pages_and_shows_a_jet(chapter):
     page.wait_for_function("([c, before]) => c.getAttribute('aria-label') !== before", arg=[first.element_handle(), highest])
     value = [float(re.search(r": ([\d.e+]+)", label)[1]) for label in (highest, first.get_attribute("aria-label"))]
     assert value[0] > value[1]
+    before = cell.locator(".omnijet-canvas").nth(1).get_attribute("aria-label")
     cell.get_by_role("button", name="Next").click()
     says(cell, "13 to 24 of 2,000 jets")
+    until(page, lambda: cell.locator(".omnijet-canvas").nth(1).get_attribute("aria-label") != before)
     cell.locator(".omnijet-canvas").nth(1).click()
     number = re.search(r"jet (\d+): ([\d.]+)", cell.locator(".omnijet-canvas").nth(1).get_attribute("aria-label"))
     says(about, rf"jet {number[1]} ·.*−ln p {float(number[2]):.1f}")
@@ -576,20 +598,20 @@ def test_gallery_of_any_observable_a_tagger_a_class_and_some_jets(chapter):
     scores = JetClassifier.from_generative(eval(made)).predict(grid.encode(jets))[:, 1]
     small, title = cell.locator(".omnijet-canvas"), cell.locator(".omnijet-html", has=page.locator("h4")).first
     by, kind = cell.get_by_label("sorted by"), cell.get_by_label("class", exact=True)
+    shown = lambda: [re.search(r"jet (\d+): ([\d.,e-]+), ", small.nth(i).get_attribute("aria-label")).groups() for i in range(12)]
     sorted_by = {"τ21": observables(jets, ["tau21"])["tau21"], "D2": observables(jets, ["d2"])["d2"], "Σ pT² [GeV²]": observables(jets, ["sum_pt2"])["sum_pt2"], "Tagger score": scores}
     for name, values in sorted_by.items():
         by.select_option(label=name)
         says(title, rf"^{re.escape(name)}, highest first\s+1 to 12 of 2,000 jets$", 3 * MINUTE)
         at = np.argsort(-values, kind="stable")[:12]
-        shown = [re.search(r"jet (\d+): ([\d.,e-]+), ", small.nth(i).get_attribute("aria-label")).groups() for i in range(12)]
-        assert np.allclose([float(value.replace(",", "")) for _, value in shown], values[at], rtol=1e-3)
-        assert np.allclose(values[[int(number) for number, _ in shown]], values[at], rtol=1e-3)
+        until(page, lambda: np.allclose([float(value.replace(",", "")) for _, value in shown()], values[at], rtol=1e-3))
+        assert np.allclose(values[[int(number) for number, _ in shown()]], values[at], rtol=1e-3)
         chapter.shot(f"06_gallery_{list(sorted_by).index(name)}", cell)
     kind.select_option(label="t → bqq′")
     says(title, "1 to 12 of 200 jets$")
     best = np.flatnonzero(jets.label == 8)[np.argsort(-scores[jets.label == 8], kind="stable")[:12]]
     says_in(small.first, rf"^t → bqq′ jet {best[0]}:")
-    assert all(small.nth(i).get_attribute("aria-label").startswith("t → bqq′ jet ") for i in range(12))
+    until(page, lambda: all(small.nth(i).get_attribute("aria-label").startswith("t → bqq′ jet ") for i in range(12)))
 
     chosen = [int(re.search(r"jet (\d+)", small.nth(i).get_attribute("aria-label"))[1]) for i in (1, 4, 6)]
     for i, also in ((1, []), (4, ["Shift"])):
