@@ -8,7 +8,6 @@ __all__ = ['SAMPLES', 'PUBLISHED', 'STAND_IN', 'MODELS', 'WAYS', 'read_public', 
 
 # %% ../nbs/05a_public_jets.ipynb #d3f8b93d
 import copy
-import json
 import zlib
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from .observables import observables
 from .statistics import number, w1_with_error
 from .training import TrainingConfig, train
 from .models import find_pretrained, model_checksum
-from .transfer import IMAGES, JetClassifier, encode_images, finetune
+from .transfer import IMAGES, JetClassifier, encode_images, finetune, finished
 
 # %% ../nbs/05a_public_jets.ipynb #905fee2d
 SAMPLES = {  # of published splits and excerpts: the names of their files
@@ -108,9 +107,9 @@ def benchmark(
         start, strategy = WAYS[way]
         weights = checksum(find_pretrained(models[start]) / "model.safetensors")
         inputs = [*jets, model_checksum(tokenizer), weights, changes]
-        kept = out and Path(out, f"{way.replace(' ', '_')}_{size}_seed{seed}.json")
-        result = json.loads(kept.read_text()) if kept and kept.exists() else {}
-        if result.get("inputs") != inputs:
+        kept = out and Path(out, f"{way.replace(' ', '_')}_{size}_seed{seed}")
+        result = finished(kept, inputs) if kept else {}
+        if not result:
             order = np.random.default_rng(seed).permutation(len(training))[:size]
             if strategy:
                 tagger = finetune(training[order], models[start], tokenizer, strategy,
@@ -120,8 +119,8 @@ def benchmark(
             found = tagger.evaluate(tokens, test.label, IMAGES)
             result = {"way": way, "size": size, "seed": seed, "inputs": inputs, **found}
             if kept:
-                make_folder(out)
-                write_json(result, kept)
+                make_folder(kept)
+                write_json(result, kept / "result.json")
         results.append(result)
     return results
 
