@@ -19,7 +19,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "figures" / "results.json"
+FIGURES = ROOT / "figures"  # with results.json of the run in git; those of other runs, and some figures, in folders of their name
 
 
 # Pages
@@ -127,13 +127,16 @@ def visit_block_math(self, node):
 
 # Numbers
 class Numbers(SphinxDirective):
-    "The numbers of the run in git that have the paper's beside them (or those of the keys that are the content), of one chapter or all."
-    has_content, option_spec = True, {"chapter": str}
+    """The numbers of the run in git that have the paper's beside them (or those of the keys that are the content).
+
+    Option `chapter`: of that one alone; `of`: of another run, by the name of its folder in figures/."""
+    has_content, option_spec = True, {"chapter": str, "of": str}
 
     def run(self):
         from omnijet.statistics import read_numbers, select, show
-        self.env.note_dependency(str(RESULTS))
-        numbers = read_numbers(RESULTS, self.options.get("chapter"))
+        results = FIGURES / self.options.get("of", "") / "results.json"
+        self.env.note_dependency(str(results))
+        numbers = read_numbers(results, self.options.get("chapter"))
         keys = " ".join(self.content).split()
         chosen = select(numbers, *keys) if keys else [n for n in numbers if n["paper"] is not None]
         return [nodes.raw("", f'<div class="table-wrapper">{show(chosen, len(chosen)).data}</div>'.replace("<table>", '<table class="docutils">'), format="html")]
@@ -142,8 +145,8 @@ class Numbers(SphinxDirective):
 FACTS = "preset", "seed", "device", "git_commit", "date"  # what results.json says of each chapter; an older one of the last call alone
 
 
-def run_facts() -> dict:
-    return json.loads(RESULTS.read_text(encoding="utf-8"))
+def run_facts(of: str = "") -> dict:  # a folder in figures/
+    return json.loads((FIGURES / of / "results.json").read_text(encoding="utf-8"))
 
 
 def facts_of(run: dict, chapter: str) -> dict:
@@ -181,11 +184,13 @@ def about_run(run: dict) -> str:
 
 
 class Run(SphinxDirective):
-    "Which run the figures and numbers are of."
+    "Which run the figures and numbers are of; option `of`: another one, by the name of its folder in figures/."
+    option_spec = {"of": str}
 
     def run(self):
-        self.env.note_dependency(str(RESULTS))
-        return [nodes.paragraph("", about_run(run_facts()))]
+        of = self.options.get("of", "")
+        self.env.note_dependency(str(FIGURES / of / "results.json"))
+        return [nodes.paragraph("", about_run(run_facts(of)))]
 
 
 class RunFigure(Figure):
@@ -196,7 +201,7 @@ class RunFigure(Figure):
 
     def run(self):
         png = (Path(self.state.document.current_source).parent / self.arguments[0]).resolve()
-        self.content[-1] += f" {about_figure(origin_of(png), run_facts(), self.options.pop('jets'), self.options.pop('earlier-jets', None))}"
+        self.content[-1] += f" {about_figure(origin_of(png), run_facts(png.parent.relative_to(FIGURES)), self.options.pop('jets'), self.options.pop('earlier-jets', None))}"
         return super().run()
 
 

@@ -92,10 +92,11 @@ def figures_of_pages():
 
 def test_pictures_of_pages_say_which_run_made_them(extension):
     "Preset and device as the picture's own command says them, and jets that its chapter counted; nothing longer than a line."
-    run, figures = extension.run_facts(), list(figures_of_pages())
+    figures = list(figures_of_pages())
     assert len(figures) > 12 and all(len(options["alt"]) > 20 for _, options in figures)
-    counted = {n["n_jets"] for chapter in run["chapters"].values() for n in chapter["numbers"]}
     for picture, options in figures:
+        run = extension.run_facts((DOCS / picture).resolve().parent.relative_to(extension.FIGURES))
+        counted = {n["n_jets"] for chapter in run["chapters"].values() for n in chapter["numbers"]}
         origin = extension.origin_of(DOCS / picture)
         told = extension.about_figure(origin, run, options["jets"].split(), options.get("earlier-jets") and int(options["earlier-jets"]))
         earlier, preset, device, jets = re.fullmatch(r"(Of an earlier run: )?[Pp]reset (\S+); (.+); ([\d,]+(?: to [\d,]+)?) jets\.", told).groups()
