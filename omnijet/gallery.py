@@ -20,7 +20,7 @@ from .gpt import GenerativeModel, surprise
 from .transfer import JetClassifier
 from omnijet.panels import (
     RAMP, SHIPPED, Canvas, Work, axis, button, control, framed, given_again, headless, html,
-    jet_panel, link, loaded, panel, picture, ramp, row, script, shown_jets, thumbnail,
+    jet_panel, line, link, loaded, look, panel, picture, ramp, row, script, shown_jets, thumbnail,
 )
 
 # %% ../nbs/06c_gallery.ipynb #936275cb
@@ -84,7 +84,7 @@ class JetGalleryView(W.VBox):
         turns = [button(text, f"arrow-{to}", lambda by=by: self.turn(by), 100, focus=self.small[0])
                  for text, to, by in (("Previous", "left", -1), ("Next", "right", 1))]
         super().__init__([
-            row(self.by, self.ends, self.classes, W.HBox(turns)), self.work, self.title,
+            row(self.by, self.ends, self.classes, line(*turns)), self.work, self.title,
             framed("gallery", self.table, *self.small, code=self.code), self.about,
             framed("tokens", self.jet_table, self.jet, self.bars)])
 
@@ -145,7 +145,7 @@ def show(self: JetGalleryView):
         self.page %= max(math.ceil(len(order) / self.n), 1)
         self.shown = order[self.page * self.n:][:self.n]
         for canvas, i in zip(self.small, [*self.shown, *[-1] * self.n]):
-            canvas.layout.display = "none" if i < 0 else None
+            canvas.layout = look(**{"display": "none"} if i < 0 else {})
             if i >= 0:
                 canvas.panel = self.small_panel(i)
         last = self.page * self.n + len(self.shown)
@@ -186,7 +186,7 @@ def choose(self: JetGalleryView, i: int):
             facts.append(f"−ln p {found.sum():.1f}")
         except OmnijetError as error:  # jets without a class, for a model that needs one
             facts.append(str(error))
-    self.bars.layout.display = "none" if found is None else None
+    self.bars.layout = look(**{"display": "none"} if found is None else {})
     self.surprise, self.codes = found, None if codes is None else ak.to_numpy(codes[0])
     self.about.value = f"<h4>{' · '.join(facts)}</h4>"
     self.jet.panel, self.bars.panel = surprise_panels(one.constituents[0], f"jet {i}", found)
