@@ -454,7 +454,7 @@ function render({ model, el }) {
   }
 
   function restyle() {
-    look = theme(el);
+    look = el.isConnected ? theme(el) : null;
     repaint();
   }
 
@@ -640,7 +640,7 @@ function render({ model, el }) {
   const attributeFilter = ["data-jp-theme-light", "data-jp-theme-name", "class"];
   themed.observe(document.body, { attributes: true, attributeFilter });
   const shown = new ResizeObserver(() => {
-    restyle();
+    if (!look) restyle();
     nameControls(el);
     setTimeout(nameControls, 1000, el); // some come later than the picture
   });

@@ -181,7 +181,7 @@ class Canvas(anywidget.AnyWidget):
     "A panel in the browser; `hover` and `selected`: the ids that the pointer is on and has chosen."
     _esm, _css = CANVAS, CANVAS.with_suffix(".css")
     panel = traitlets.Dict().tag(sync=True, to_json=_pack)
-    hover = traitlets.Int(-1).tag(sync=True)
+    hover = traitlets.Int(-1).tag(sync=True, echo_update=False)
     selected = traitlets.List(traitlets.Int()).tag(sync=True)
     turns = traitlets.Bool(False).tag(sync=True)  # arrow keys lead to another picture
     leader = traitlets.Unicode().tag(sync=True)  # the model of the canvas that it follows
