@@ -76,9 +76,7 @@ class JetGalleryView(W.VBox):
         self.classes = control(W.Dropdown, self.first_page, 170, description="class",
                                options=[("all classes", -1), *kinds])
         self.title, self.about = html(), html()
-        self.small = [Canvas(on_click=self.choose, on_arrow=self.turn) for _ in range(n)]
-        self.jet, self.bars = Canvas(), Canvas()
-        link(*self.small)
+        self.small, self.jet, self.bars = [], Canvas(), Canvas()
         link(self.jet, self.bars)
         self.sort()
         turns = [button(text, f"arrow-{to}", lambda by=by: self.turn(by), 100, focus=self.small[0])
@@ -144,10 +142,14 @@ def show(self: JetGalleryView):
         order, by = self.order(), self.by.value
         self.page %= max(math.ceil(len(order) / self.n), 1)
         self.shown = order[self.page * self.n:][:self.n]
-        for canvas, i in zip(self.small, [*self.shown, *[-1] * self.n]):
-            canvas.layout = look(**{"display": "none"} if i < 0 else {})
-            if i >= 0:
-                canvas.panel = self.small_panel(i)
+        panels = [self.small_panel(i) for i in self.shown] + [{}] * (self.n - len(self.shown))
+        if not self.small:
+            self.small = [Canvas(p, self.choose, self.turn) for p in panels]
+            link(*self.small)
+        for canvas, p in zip(self.small, panels):
+            canvas.layout = look(**{} if p else {"display": "none"})
+            if p and canvas.panel is not p:
+                canvas.panel = p
         last = self.page * self.n + len(self.shown)
         of = f"{last - len(self.shown) + 1:,} to {last:,} of {len(order):,} jets"
         name = f"{SORTED_BY[by]}, {self.ends.label}"

@@ -473,7 +473,8 @@ class CodeUse:
         sums = [np.bincount(self.code, x, K) for x in JETS.scale(self.decoded).T]
         mean = JETS.unscale(np.stack(sums, 1) / np.maximum(self.count, 1)[:, None])
         self.at = np.where(self.count[:, None] > 0, mean, self.unseen if unseen else np.nan)
-        self.by_code = Ragged(np.argsort(self.code, kind="stable"), np.append(0, self.count).cumsum())
+        ends = np.append(0, np.cumsum(self.count))
+        self.by_code = Ragged(np.argsort(self.code, kind="stable"), ends)  # positions
 
     def tokenize(self, n: int | None = None):  # None: all jets
         "Tokenize so many jets and sum up; returns itself."
