@@ -2,7 +2,7 @@
 //
 // theme, ticks, scaler: colours and axes    painters: one function a mark
 // draw: the whole panel                     nearest, towards, describe: marks in reach, in words
-// render: what anywidget calls; the pointer and the keys
+// initialize, render: what anywidget calls; which canvas follows which; the pointer and the keys
 
 const TAU = 2 * Math.PI;
 
@@ -364,6 +364,26 @@ function save(name, bytes) {
   setTimeout(() => URL.revokeObjectURL(a.href), 1000);
 }
 
+// What is pointed at or chosen in a canvas is so in the one that it follows, and the other way.
+async function follow(model) {
+  const leader = await model.widget_manager.get_model(model.get("leader"));
+  for (const name of ["hover", "selected"]) {
+    const taken = () => model.set(name, leader.get(name));
+    const given = () => {
+      leader.set(name, model.get(name));
+      leader.save_changes();
+    };
+    taken();
+    leader.on(`change:${name}`, taken);
+    model.on(`change:${name}`, given);
+  }
+}
+
+function initialize({ model }) {
+  if (model.get("leader")) follow(model);
+  model.on("change:leader", () => follow(model));
+}
+
 // Two canvases: the panel, and above it the rings around what is pointed at or selected, so that
 // nothing else is drawn again when the mouse moves.
 function render({ model, el }) {
@@ -379,7 +399,7 @@ function render({ model, el }) {
   tip.hidden = true;
   spoken.className = "omnijet-spoken";
   spoken.setAttribute("role", "status");
-  let look = theme(el);
+  let look = null; // styles are known once it is in the page
   let view = null; // what `draw` returned
   let zoom = null;
   let path = null; // of the lasso
@@ -410,6 +430,7 @@ function render({ model, el }) {
     ranges = now;
     el.style.width = p.size[0] + "px";
     el.style.height = p.size[1] + "px";
+    if (!look) return;
     base.setAttribute("aria-label", p.title);
     el.setAttribute("aria-label", describe(p));
     view = draw(context(base), p, zoom, look);
@@ -433,7 +454,7 @@ function render({ model, el }) {
   }
 
   function restyle() {
-    look = theme(el);
+    look = el.isConnected ? theme(el) : null;
     repaint();
   }
 
@@ -470,9 +491,10 @@ function render({ model, el }) {
     return [(e.clientX - r.left) * kx, (e.clientY - r.top) * ky];
   }
 
+  // Python learns of the pointer from the canvas that the others follow: one message a move.
   function tell(name, value) {
     model.set(name, value);
-    model.save_changes();
+    if (name === "selected" || !model.get("leader")) model.save_changes();
   }
 
   // Point at a mark, or at none; `aloud` for those who came by a key.
@@ -618,7 +640,7 @@ function render({ model, el }) {
   const attributeFilter = ["data-jp-theme-light", "data-jp-theme-name", "class"];
   themed.observe(document.body, { attributes: true, attributeFilter });
   const shown = new ResizeObserver(() => {
-    restyle(); // styles are known once it is in the page
+    if (!look) restyle();
     nameControls(el);
     setTimeout(nameControls, 1000, el); // some come later than the picture
   });
@@ -631,4 +653,4 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { initialize, render };

@@ -20,7 +20,7 @@ from .gpt import GenerativeModel, surprise
 from .transfer import JetClassifier
 from omnijet.panels import (
     RAMP, SHIPPED, Canvas, Work, axis, button, control, framed, given_again, headless, html,
-    jet_panel, link, loaded, panel, picture, ramp, row, script, shown_jets, thumbnail,
+    jet_panel, line, link, loaded, look, panel, picture, ramp, row, script, shown_jets, thumbnail,
 )
 
 # %% ../nbs/06c_gallery.ipynb #936275cb
@@ -76,15 +76,13 @@ class JetGalleryView(W.VBox):
         self.classes = control(W.Dropdown, self.first_page, 170, description="class",
                                options=[("all classes", -1), *kinds])
         self.title, self.about = html(), html()
-        self.small = [Canvas(on_click=self.choose, on_arrow=self.turn) for _ in range(n)]
-        self.jet, self.bars = Canvas(), Canvas()
-        link(*self.small)
+        self.small, self.jet, self.bars = [], Canvas(), Canvas()
         link(self.jet, self.bars)
         self.sort()
         turns = [button(text, f"arrow-{to}", lambda by=by: self.turn(by), 100, focus=self.small[0])
                  for text, to, by in (("Previous", "left", -1), ("Next", "right", 1))]
         super().__init__([
-            row(self.by, self.ends, self.classes, W.HBox(turns)), self.work, self.title,
+            row(self.by, self.ends, self.classes, line(*turns)), self.work, self.title,
             framed("gallery", self.table, *self.small, code=self.code), self.about,
             framed("tokens", self.jet_table, self.jet, self.bars)])
 
@@ -144,10 +142,14 @@ def show(self: JetGalleryView):
         order, by = self.order(), self.by.value
         self.page %= max(math.ceil(len(order) / self.n), 1)
         self.shown = order[self.page * self.n:][:self.n]
-        for canvas, i in zip(self.small, [*self.shown, *[-1] * self.n]):
-            canvas.layout.display = "none" if i < 0 else None
-            if i >= 0:
-                canvas.panel = self.small_panel(i)
+        panels = [self.small_panel(i) for i in self.shown] + [{}] * (self.n - len(self.shown))
+        if not self.small:
+            self.small = [Canvas(p, self.choose, self.turn) for p in panels]
+            link(*self.small)
+        for canvas, p in zip(self.small, panels):
+            canvas.layout = look(**{} if p else {"display": "none"})
+            if p and canvas.panel is not p:
+                canvas.panel = p
         last = self.page * self.n + len(self.shown)
         of = f"{last - len(self.shown) + 1:,} to {last:,} of {len(order):,} jets"
         name = f"{SORTED_BY[by]}, {self.ends.label}"
@@ -186,7 +188,7 @@ def choose(self: JetGalleryView, i: int):
             facts.append(f"−ln p {found.sum():.1f}")
         except OmnijetError as error:  # jets without a class, for a model that needs one
             facts.append(str(error))
-    self.bars.layout.display = "none" if found is None else None
+    self.bars.layout = look(**{"display": "none"} if found is None else {})
     self.surprise, self.codes = found, None if codes is None else ak.to_numpy(codes[0])
     self.about.value = f"<h4>{' · '.join(facts)}</h4>"
     self.jet.panel, self.bars.panel = surprise_panels(one.constituents[0], f"jet {i}", found)

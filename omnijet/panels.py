@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'RECONSTRUCTED', 'FAINT', 'RAMP', 'CANVAS', 'ETA', 'PHI', 'SHIPPED', 'axis', 'panel', 'ramp', 'circles',
-           'jet_panel', 'thumbnail', 'paint', 'picture', 'Canvas', 'link', 'control', 'button', 'html', 'table_text',
-           'row', 'saved', 'given_again', 'script', 'framed', 'Work', 'loaded', 'headless', 'note', 'shown_jets',
-           'latent_plane', 'CodeUse', 'type_colors', 'code_panels', 'use_panel', 'contexts_panel', 'used_jet_panel',
-           'histogram_panel', 'read_sweep', 'sweep_panel', 'score_panel']
+           'jet_panel', 'thumbnail', 'paint', 'picture', 'look', 'Canvas', 'link', 'control', 'button', 'html',
+           'table_text', 'line', 'column', 'row', 'saved', 'given_again', 'script', 'framed', 'Work', 'loaded',
+           'headless', 'note', 'shown_jets', 'latent_plane', 'CodeUse', 'type_colors', 'code_panels', 'use_panel',
+           'contexts_panel', 'used_jet_panel', 'histogram_panel', 'read_sweep', 'sweep_panel', 'score_panel']
 
 # %% ../nbs/06a_panels.ipynb #67a64811
 import atexit, io, json, math, os, re, sys, threading, time
@@ -33,7 +33,7 @@ from omnijet.data import (
 )
 from .models import JETS
 from .observables import PALETTE, color, flat_constituents
-from .vqvae import BinnedTokenizer, load_tokenizer
+from .vqvae import constituents_of, load_tokenizer
 from .transfer import METRICS, STRATEGIES, over_seeds
 
 # %% ../nbs/06a_panels.ipynb #1f9c710e
@@ -166,17 +166,29 @@ def _pack(p, widget=None):
     return {**p, "layers": layers}
 
 
+_looks = {}  # layouts and styles by their kind and values
+
+
+def look(kind=W.Layout, **values):
+    "A layout or style, the same for all that look alike: each is one more message to the browser."
+    key = kind, *values.items()
+    if key not in _looks or _looks[key].comm is None:  # closed
+        _looks[key] = kind(**values)
+    return _looks[key]
+
+
 class Canvas(anywidget.AnyWidget):
     "A panel in the browser; `hover` and `selected`: the ids that the pointer is on and has chosen."
     _esm, _css = CANVAS, CANVAS.with_suffix(".css")
     panel = traitlets.Dict().tag(sync=True, to_json=_pack)
-    hover = traitlets.Int(-1).tag(sync=True)
+    hover = traitlets.Int(-1).tag(sync=True, echo_update=False)
     selected = traitlets.List(traitlets.Int()).tag(sync=True)
     turns = traitlets.Bool(False).tag(sync=True)  # arrow keys lead to another picture
+    leader = traitlets.Unicode().tag(sync=True)  # the model of the canvas that it follows
 
     def __init__(self, panel=None, on_click=None, on_arrow=None):
         "`on_click(id)`; `on_arrow(1)` for the keys → and ↓, `on_arrow(-1)` for ← and ↑."
-        super().__init__(panel=panel or {}, turns=on_arrow is not None)
+        super().__init__(panel=panel or {}, turns=on_arrow is not None, layout=look())
 
         def message(_, content, buffers):
             if "click" in content and on_click:
@@ -192,26 +204,25 @@ class Canvas(anywidget.AnyWidget):
 
 
 def link(*canvases):
-    "What is pointed at or selected in one is so in all, in the browser itself."
-    for one, two in zip(canvases, canvases[1:]):
-        for name in ("hover", "selected"):
-            W.jslink((one, name), (two, name))
+    "What is pointed at or selected in one is so in all, in the browser; the first has `hover`."
+    for canvas in canvases[1:]:
+        canvas.leader = canvases[0].model_id
 
 # %% ../nbs/06a_panels.ipynb #c9589ee5
 def control(kind, changed, width: int, **options) -> W.Widget:  # kind: W.Dropdown, W.IntSlider …
     "A control that calls `changed()` when it has another value."
-    look = {"layout": {"width": f"{width}px"}, "style": {"description_width": "initial"}}
-    made = kind(**look | options)
-    if hasattr(made, "continuous_update"):
-        made.continuous_update = False
+    style = look(kind.style.klass, **options.pop("style", {"description_width": "initial"}))
+    if hasattr(kind, "continuous_update"):
+        options["continuous_update"] = False
+    made = kind(layout=look(width=f"{width}px"), style=style, **options)
     made.observe(lambda _: changed(), "value")
     return made
 
 
 def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=None) -> W.Button:
     "A button that calls `go()`; afterwards arrow keys go to the canvas `focus`."
-    layout = {"width": f"{width}px", "padding": "0 4px"}
-    made = W.Button(description=text, icon=icon, tooltip=tooltip, layout=layout)
+    made = W.Button(description=text, icon=icon, tooltip=tooltip, style=look(W.ButtonStyle),
+                    layout=look(width=f"{width}px", padding="0 4px"))
     made.on_click(lambda _: go())
     if focus is not None:
         made.on_click(lambda _: focus.send({"focus": True}))
@@ -220,7 +231,8 @@ def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=
 
 def html(text: str = "", kind: str = "omnijet-text") -> W.HTML:
     "A text that looks alike in all widgets."
-    return W.HTML(text, _dom_classes=["omnijet-html", kind])
+    return W.HTML(text, _dom_classes=["omnijet-html", kind], layout=look(),
+                  style=look(W.HTML.style.klass))
 
 
 def table_text(heads: list, rows: list, here=()) -> str:  # here: numbers of rows to mark
@@ -231,10 +243,19 @@ def table_text(heads: list, rows: list, here=()) -> str:  # here: numbers of row
     return f"<div class='scroll' tabindex=0><table>{text}</table></div>"
 
 
+def line(*children, **layout) -> W.HBox:
+    "Side by side."
+    return W.HBox(children, layout=look(**layout))
+
+
+def column(*children, **layout) -> W.VBox:
+    "Below each other."
+    return W.VBox(children, layout=look(**layout))
+
+
 def row(*children) -> W.HBox:
     "Side by side, and below each other where the page is narrow."
-    flow = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "12px"}
-    return W.HBox(children, layout=flow)
+    return line(*children, flex_flow="row wrap", align_items="flex-start", grid_gap="12px")
 
 
 def saved(kind: str, panels: list, table: dict) -> bytes:
@@ -282,22 +303,23 @@ def framed(name: str, table, *canvases, code=None) -> W.VBox:  # name: of the fi
     if code is not None:
         tooltip = f"the code that makes {words} again, copied for a cell"
         buttons.append(button("Code", "code", write, 76, tooltip))
-    return W.VBox([row(*canvases), W.HBox(buttons, layout={"flex_flow": "row wrap"}), written])
+    return column(row(*canvases), line(*buttons, flex_flow="row wrap"), written)
 
 # %% ../nbs/06a_panels.ipynb #0a04ac9c
 class Work(W.HBox):
     "A progress bar with a stop button, for one computation at a time."
 
     def __init__(self):
-        self.bar, self.text = W.IntProgress(layout={"width": "180px"}), W.Label()
+        self.bar = W.IntProgress(layout=look(width="180px"))
+        self.text = W.Label(layout=look())
         self.button = button("Stop", "stop", self.stop, 80)
         self.button.disabled = True
         self.thread, self.ended = None, threading.Event()
         atexit.register(self.wait)  # the last registered comes first: it ends between two steps
         atexit.register(self.stop)
-        super().__init__([self.bar, self.button, self.text])
+        super().__init__([self.bar, self.button, self.text], layout=look())
 
-    def start(self, steps, total: int, draw=lambda: None, every: float = 0.3):
+    def start(self, steps, total: int, draw=lambda: None, every: float = 0.3, after: float = 0):
         "Run `steps`, which yield how many jets are done, in a thread; `draw()` `every` so often."
         self.stop()
         self.wait()
@@ -306,6 +328,7 @@ class Work(W.HBox):
         self.button.disabled = False
 
         def run():
+            ended.wait(after)  # while what is there already is shown
             last = time.perf_counter()
             try:
                 for done in steps:
@@ -387,7 +410,7 @@ def shown_jets(jets=None, to_tokenize=False) -> ak.Array:  # {constituents, labe
         found = str(getattr(jets, "type", type(jets).__name__))[:100]
         raise OmnijetError(f"jets are {found}, expected jets or their constituents") from error
     if to_tokenize:
-        BinnedTokenizer((1, 1, 1)).encode(parts)  # it refuses what all tokenizers refuse
+        constituents_of(parts)  # it refuses what all tokenizers refuse
     return jets
 
 
@@ -450,7 +473,8 @@ class CodeUse:
         sums = [np.bincount(self.code, x, K) for x in JETS.scale(self.decoded).T]
         mean = JETS.unscale(np.stack(sums, 1) / np.maximum(self.count, 1)[:, None])
         self.at = np.where(self.count[:, None] > 0, mean, self.unseen if unseen else np.nan)
-        self.by_code = np.split(np.argsort(self.code, kind="stable"), np.cumsum(self.count)[:-1])
+        ends = np.append(0, np.cumsum(self.count))
+        self.by_code = Ragged(np.argsort(self.code, kind="stable"), ends)  # positions
 
     def tokenize(self, n: int | None = None):  # None: all jets
         "Tokenize so many jets and sum up; returns itself."
@@ -462,7 +486,7 @@ class CodeUse:
 
     def rows(self, codes) -> np.ndarray:
         "Positions in `code`, `jet`, `original`, `decoded` of the constituents with one of `codes`."
-        return np.sort(np.concatenate([self.by_code[code] for code in codes]))
+        return np.sort(self.by_code[np.asarray(codes, int)].content)
 
     def contexts(self, code: int, n: int = 50, seed: int = 1) -> np.ndarray:  # (n, 3)
         "What the code would be in `n` of the jets, in each of which it replaces one constituent."

@@ -8,7 +8,7 @@ __all__ = ['NOTHING', 'Growing', 'growing_panels', 'mass_and_count', 'generated_
 
 # %% ../nbs/06b_playground.ipynb #a510e02f
 import textwrap
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import awkward as ak
@@ -25,9 +25,9 @@ from omnijet.gpt import (
     GenerativeModel, Sampling, draw_token, first_tokens, probabilities, uniforms,
 )
 from omnijet.panels import (
-    ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, control,
-    framed, given_again, headless, histogram_panel, html, link, loaded, note, panel, picture, ramp,
-    row, script, shown_jets,
+    ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, column,
+    control, framed, given_again, headless, histogram_panel, html, line, link, loaded, note, panel,
+    picture, ramp, row, script, shown_jets,
 )
 
 # %% ../nbs/06b_playground.ipynb #348988b1
@@ -227,8 +227,8 @@ class Side:
 
 # %% ../nbs/06b_playground.ipynb #0c5a5f03
 class GenerationPlaygroundView(W.VBox):
-    def __init__(self, sides, jets, jets_again):
-        self.sides, self.jets, self.jets_again = sides, jets, jets_again
+    def __init__(self, sides, read, jets_again):
+        self.sides, self.read, self.jets_again = sides, read, jets_again
         self.real, self.against, self.settling, self.taken = None, NOTHING, False, -1
         self.size = 420 if len(sides) == 1 else 340
         classes = max(side.model.vocabulary.classes for side in sides)
@@ -266,15 +266,20 @@ class GenerationPlaygroundView(W.VBox):
         what_if = button("What if", "question", self.what_if, 80,
                          "give the constituent after those kept this transverse momentum, finish")
         names = ("growing_jet", "growing_jet_2")
-        sides = [W.VBox([side.title, framed(name, side.table, side.bars, side.plane,
-                                            code=partial(self.code, side)), side.sequence],
-                        layout={"width": f"{12 * self.size // 7 + 16}px"} if sides[1:] else {})
+        narrow = {"width": f"{12 * self.size // 7 + 16}px"} if sides[1:] else {}
+        sides = [column(side.title, framed(name, side.table, side.bars, side.plane,
+                                           code=partial(self.code, side)), side.sequence, **narrow)
                  for name, side in zip(names, self.sides)]
         super().__init__([
             row(self.temperature, self.top_k, self.jet_class, self.seed, *self.asked.values()),
-            row(W.HBox(buttons), self.keep, W.HBox([self.pt, what_if])), self.told, row(*sides),
-            W.HBox([self.number, button("Generate", "play", self.generate), self.work]),
+            row(line(*buttons), self.keep, line(self.pt, what_if)), self.told, row(*sides),
+            line(self.number, button("Generate", "play", self.generate), self.work),
             framed("generated", self.made_table, *self.histograms, code=self.made_code)])
+
+    @cached_property
+    def jets(self) -> ak.Array:
+        "The real ones, read when they are first asked for."
+        return self.read()
 
     def build(self):
         "The pictures of each side; tokens of one tokenizer are linked across sides."
@@ -532,12 +537,13 @@ def GenerationPlayground(
         return note(error, "GenerationPlayground('runs/smoke/backbone', "
                            "'runs/smoke/tokenizers/conditional-512')")
     classes = CLASSES[:max(m.vocabulary.classes for m in models)]
-    again = [given_again("jets", jets, ""), "real = shown_jets(jets)"]
     if jets is None:
         names = classes or ["ZJetsToNuNu", "TTBar"]
-        jets = sample_jets(names, max_jets=300)
         again = [f"real = shown_jets(sample_jets({names}, max_jets=300))"]
-    jets = shown_jets(jets, to_tokenize=True)
+        read = partial(sample_jets, names, max_jets=300)
+    else:
+        again = [given_again("jets", jets, ""), "real = shown_jets(jets)"]
+        read = partial(shown_jets, shown_jets(jets, to_tokenize=True))
     growings = [Growing(m, t, jet_class=classes[0] if m.vocabulary.classes else None)
                 for m, t in zip(models, tokenizers)]
     names = [Path(m).name for m, _ in given if isinstance(m, (str, Path))]
@@ -552,4 +558,4 @@ def GenerationPlayground(
         return picture(*(p | {"title": name + p["title"]} for name, g in zip(names, growings)
                          for p in growing_panels(g, *g.expected())))
     sides = [Side(*about) for about in zip(names, models, tokenizers, given)]
-    return GenerationPlaygroundView(sides, jets, again)
+    return GenerationPlaygroundView(sides, read, again)

@@ -37,10 +37,12 @@ def nearest(z, codebook) -> torch.Tensor:  # (N, F), (K, F) -> (N,) int64
     "The index of the nearest code of each row."
     z, codebook = z.detach().float(), codebook.detach().float()
     if z.device.type == "cpu" and len(codebook) >= 1024:
-        from scipy.spatial import cKDTree
+        if len(z) * len(codebook) > 2**22:
+            from scipy.spatial import cKDTree
 
-        tree = cKDTree(codebook.numpy(), balanced_tree=False, compact_nodes=False)
-        return torch.from_numpy(tree.query(z.numpy(), workers=torch.get_num_threads())[1])
+            tree = cKDTree(codebook.numpy(), balanced_tree=False, compact_nodes=False)
+            return torch.from_numpy(tree.query(z.numpy(), workers=torch.get_num_threads())[1])
+        z, codebook = z.double(), codebook.double()  # few: loading SciPy takes longer
     square = (codebook * codebook).sum(1)  # (K,)
     size = (2**21 if z.device.type == "cpu" else 2**27) // len(codebook)  # what stays in a cache
     products = (torch.addmm(square, part, codebook.T, alpha=-2) for part in z.split(max(1, size)))

@@ -17,12 +17,12 @@ from fastcore.basics import patch
 from .files import OmnijetError
 from .formats import class_key
 from .data import FEATURES, class_name
-from .observables import jet_mass, jet_pt, n_constituents, observables
+from .observables import jet_mass, jet_pt, observables
 from .gpt import load_tokens
 from .transfer import JetClassifier, METRICS, STRATEGIES
 from omnijet.panels import (
-    SHIPPED, Canvas, CodeUse, Work, button, code_panels, contexts_panel, control, framed,
-    given_again, headless, html, jet_panel, link, loaded, note, picture, read_sweep, row,
+    SHIPPED, Canvas, CodeUse, Work, button, code_panels, column, contexts_panel, control, framed,
+    given_again, headless, html, jet_panel, line, link, loaded, note, picture, read_sweep, row,
     score_panel, script, shown_jets, sweep_panel, table_text, type_colors, use_panel,
     used_jet_panel,
 )
@@ -41,7 +41,7 @@ class JetBrowserView(W.VBox):
     def __init__(self, jets, tokenizer, given):
         self.given = given  # jets and tokenizer, as the user gave them
         self.constituents, self.label = jets.constituents, np.asarray(jets.label)
-        self.mass, self.count = jet_mass(jets), n_constituents(jets)
+        self.mass, self.count = jet_mass(jets), ak.to_numpy(ak.num(self.constituents))
         self.tokenizer, self.chosen, self.at = tokenizer, np.arange(len(jets)), 0
         self.title, self.about, self.rows, self.tokens = (html() for _ in range(4))
         self.chosen_text = html()
@@ -59,9 +59,8 @@ class JetBrowserView(W.VBox):
                  ("Random", "random", None))
         buttons = [button(*look, lambda by=by: self.move(by), focus=self.canvas)
                    for *look, by in moves]
-        beside = W.VBox([self.about, self.chosen_text, self.tokens, self.rows],
-                        layout={"max_width": "520px"})
-        super().__init__([W.HBox([*buttons, self.classes]), W.HBox([self.masses, self.counts]),
+        beside = column(self.about, self.chosen_text, self.tokens, self.rows, max_width="520px")
+        super().__init__([line(*buttons, self.classes), line(self.masses, self.counts),
                           self.title, row(framed("jet", self.table, self.canvas, code=self.code),
                                           beside)])
 
@@ -182,7 +181,7 @@ class TokenExplorerView(W.VBox):
         self.use, self.work, self.shown = CodeUse(tokenizer, jets), Work(), None
         self.given, self.jet_at = given, -1  # tokenizer and jets, as given; the jet that is shown
         self.lock = threading.RLock()  # the thread and the user draw in turn
-        next(self.use.steps(20))  # enough for a first picture, the others follow
+        next(self.use.steps(10))  # enough for a first picture, the others follow
         self.use.collect(unseen=False)
         first = int(self.use.count.argmax())
         by = [("use", "use"), ("momentum", "p_T"), ("jet type", "jet type")]
@@ -204,12 +203,12 @@ class TokenExplorerView(W.VBox):
                         f"the {which} jet with this code", self.jet)
                  for to, which, by in (("left", "previous", -1), ("right", "next", 1))]
         super().__init__([
-            W.HBox([W.Label("colour by"), self.by, self.pt, self.number]), self.work, self.legend,
+            line(W.Label("colour by"), self.by, self.pt, self.number), self.work, self.legend,
             framed("codes", self.table, *self.scatters, code=self.code), self.title,
-            W.HBox([*turns, self.jet_title]),
+            line(*turns, self.jet_title),
             framed("code", self.detail_table, self.bars, self.cloud, self.jet,
                    code=self.detail_code)])
-        self.work.start(self.use.steps(), len(self.use.jets), self.refresh, every=1.5)
+        self.work.start(self.use.steps(), len(self.use.jets), self.refresh, every=1.5, after=0.3)
 
     def type_code(self):
         self.scatters[0].selected = [self.number.value]
@@ -250,8 +249,8 @@ def detail(self: TokenExplorerView, again: bool = False):
             return
         self.shown, rows = codes, use.rows(codes)
         self.having = np.unique(use.jet[rows])
-        # decoding takes too long while the pointer moves
-        rare = len(rows) < 10 and codes == list(one.selected)[:1]
+        # decoding takes too long while the pointer moves, and before the first picture
+        rare = len(rows) < 10 and codes == list(one.selected)[:1] and self.work.thread
         self.put = use.contexts(codes[0]) if rare else None
         listed, total = ", ".join(map(str, codes[:8])) + " …" * (len(codes) > 8), len(use.code)
         name = f"{len(codes)} codes: {listed}" if len(codes) > 1 else f"code {listed}"
@@ -374,7 +373,7 @@ class TransferExplorerView(W.VBox):
         self.curve, self.distribution = Canvas(on_click=self.choose), Canvas()
         self.show_scores("scores of the test jets")
         self.show()
-        super().__init__([W.HBox([W.VBox([self.metric, self.sizes]), self.strategies]),
+        super().__init__([line(column(self.metric, self.sizes), self.strategies),
                           row(framed("transfer", self.table, self.curve, code=self.code),
                               framed("scores", lambda: dict(zip(("score", "target"), self.shown)),
                                      self.distribution)), self.title, self.work])

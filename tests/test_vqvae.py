@@ -104,9 +104,9 @@ def test_one_step_of_the_original():
 
 
 def test_both_searches_find_the_nearest_code():
-    for num_codes in (512, 4096):
+    for num_codes, rows in ((512, 500), (4096, 500), (4096, 2000)):                  # the last by the tree
         for spread in (0.01, 1.0, 10.0):
-            z, codebook = spread * torch.randn(500, 4) + 1, torch.randn(num_codes, 4)
+            z, codebook = spread * torch.randn(rows, 4) + 1, torch.randn(num_codes, 4)
             distance = torch.cdist(z.double(), codebook.double())
             found = distance.gather(1, nearest(z, codebook)[:, None])[:, 0]
             torch.testing.assert_close(found, distance.min(1).values, rtol=1e-5, atol=1e-6)
