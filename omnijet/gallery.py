@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .files import OmnijetError
 from .data import FEATURES, Ragged, class_name
-from .observables import OBSERVABLES, observables
+from .observables import OBSERVABLES, flat_constituents, observables
 from .gpt import GenerativeModel, surprise
 from .transfer import JetClassifier
 from omnijet.panels import (
@@ -142,7 +142,10 @@ def show(self: JetGalleryView):
         order, by = self.order(), self.by.value
         self.page %= max(math.ceil(len(order) / self.n), 1)
         self.shown = order[self.page * self.n:][:self.n]
-        panels = [self.small_panel(i) for i in self.shown] + [{}] * (self.n - len(self.shown))
+        counts, *flat = flat_constituents(self.jets.constituents[self.shown])
+        parts = np.split(np.rec.fromarrays(flat, names=[*FEATURES]), np.cumsum(counts)[:-1])
+        panels = [self.small_panel(i, jet) for i, jet in zip(self.shown, parts)]
+        panels += [{}] * (self.n - len(panels))
         if not self.small:
             self.small = [Canvas(p, self.choose, self.turn) for p in panels]
             link(*self.small)
@@ -159,9 +162,9 @@ def show(self: JetGalleryView):
 
 
 @patch
-def small_panel(self: JetGalleryView, i: int) -> dict:
+def small_panel(self: JetGalleryView, i: int, jet) -> dict:
     names = [class_name(k) for k in self.label[i:i + 1] if k >= 0] + [f"jet {i}"]
-    return thumbnail(self.jets.constituents[i], f"{' '.join(names)}: {self.value(i)}", i)
+    return thumbnail(jet, f"{' '.join(names)}: {self.value(i)}", i)
 
 
 @patch

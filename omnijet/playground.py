@@ -531,7 +531,7 @@ def GenerationPlayground(
     try:
         first = loaded(tokenizer)
         tokenizers = [first, *[loaded(t) if t is not tokenizer else first for _, t in given[1:]]]
-        models = [loaded(m, GenerativeModel.from_pretrained, "generate vocabulary")
+        models = [faster(loaded(m, GenerativeModel.from_pretrained, "generate vocabulary"))
                   for m, _ in given]
     except OmnijetError as error:
         return note(error, "GenerationPlayground('runs/smoke/backbone', "
