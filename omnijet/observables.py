@@ -35,10 +35,13 @@ def flat_constituents(jets):  # counts (n_jets,), pt, eta, phi (total,)
         flat = [to_numpy(ak.flatten(constituents[name])).astype(np.float64) for name in FEATURES]
     except ValueError as error:
         raise OmnijetError(f"jets are {jets.type}, expected lists, nothing missing") from error
-    bad = ~np.isfinite(flat).all(axis=0) | (flat[0] < 0) | (np.abs(flat[1]) > 100)
-    if bad.any():
-        jet = np.repeat(np.arange(len(counts)), counts)[bad][0]
-        raise OmnijetError(f"jet {jet} has a constituent that is not finite or has a negative pt")
+    with np.errstate(all="ignore"):
+        fine = np.isfinite(sum(x.sum() for x in flat))  # else one of them may not be
+    if not fine or flat[0].min(initial=0) < 0 or np.abs(flat[1]).max(initial=0) > 100:
+        bad = ~np.isfinite(flat).all(axis=0) | (flat[0] < 0) | (np.abs(flat[1]) > 100)
+        for jet in np.repeat(np.arange(len(counts)), counts)[bad][:1]:
+            why = "is not finite or has a negative pt"
+            raise OmnijetError(f"jet {jet} has a constituent that {why}")
     return counts, *flat
 
 
