@@ -19,8 +19,8 @@ from .observables import OBSERVABLES, flat_constituents, observables
 from .gpt import GenerativeModel, surprise
 from .transfer import JetClassifier
 from omnijet.panels import (
-    RAMP, SHIPPED, Canvas, Work, axis, button, control, framed, given_again, headless, html,
-    jet_panel, line, link, loaded, look, panel, picture, ramp, row, script, shown_jets, thumbnail,
+    RAMP, SHIPPED, Canvas, Work, axis, beside, button, control, framed, given_again, headless, html,
+    jet_panel, link, loaded, panel, picture, ramp, row, script, shared, shown_jets, thumbnail,
 )
 
 # %% ../nbs/06c_gallery.ipynb #936275cb
@@ -82,7 +82,7 @@ class JetGalleryView(W.VBox):
         turns = [button(text, f"arrow-{to}", lambda by=by: self.turn(by), 100, focus=self.small[0])
                  for text, to, by in (("Previous", "left", -1), ("Next", "right", 1))]
         super().__init__([
-            row(self.by, self.ends, self.classes, line(*turns)), self.work, self.title,
+            row(self.by, self.ends, self.classes, beside(*turns)), self.work, self.title,
             framed("gallery", self.table, *self.small, code=self.code), self.about,
             framed("tokens", self.jet_table, self.jet, self.bars)])
 
@@ -150,7 +150,7 @@ def show(self: JetGalleryView):
             self.small = [Canvas(p, self.choose, self.turn) for p in panels]
             link(*self.small)
         for canvas, p in zip(self.small, panels):
-            canvas.layout = look(**{} if p else {"display": "none"})
+            canvas.layout = shared(**{} if p else {"display": "none"})
             if p and canvas.panel is not p:
                 canvas.panel = p
         last = self.page * self.n + len(self.shown)
@@ -191,7 +191,7 @@ def choose(self: JetGalleryView, i: int):
             facts.append(f"−ln p {found.sum():.1f}")
         except OmnijetError as error:  # jets without a class, for a model that needs one
             facts.append(str(error))
-    self.bars.layout = look(**{"display": "none"} if found is None else {})
+    self.bars.layout = shared(**{"display": "none"} if found is None else {})
     self.surprise, self.codes = found, None if codes is None else ak.to_numpy(codes[0])
     self.about.value = f"<h4>{' · '.join(facts)}</h4>"
     self.jet.panel, self.bars.panel = surprise_panels(one.constituents[0], f"jet {i}", found)

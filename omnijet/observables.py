@@ -39,9 +39,10 @@ def flat_constituents(jets):  # counts (n_jets,), pt, eta, phi (total,)
         fine = np.isfinite(sum(x.sum() for x in flat))  # else one of them may not be
     if not fine or flat[0].min(initial=0) < 0 or np.abs(flat[1]).max(initial=0) > 100:
         bad = ~np.isfinite(flat).all(axis=0) | (flat[0] < 0) | (np.abs(flat[1]) > 100)
-        for jet in np.repeat(np.arange(len(counts)), counts)[bad][:1]:
-            why = "is not finite or has a negative pt"
-            raise OmnijetError(f"jet {jet} has a constituent that {why}")
+        if bad.any():
+            jet = np.repeat(np.arange(len(counts)), counts)[bad][0]
+            raise OmnijetError(
+                f"jet {jet} has a constituent that is not finite or has a negative pt")
     return counts, *flat
 
 

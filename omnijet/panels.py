@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'RECONSTRUCTED', 'FAINT', 'RAMP', 'CANVAS', 'ETA', 'PHI', 'SHIPPED', 'axis', 'panel', 'ramp', 'circles',
-           'jet_panel', 'thumbnail', 'paint', 'picture', 'look', 'Canvas', 'link', 'control', 'button', 'html',
-           'table_text', 'line', 'column', 'row', 'saved', 'given_again', 'script', 'framed', 'Work', 'loaded',
+           'jet_panel', 'thumbnail', 'paint', 'picture', 'shared', 'Canvas', 'link', 'control', 'button', 'html',
+           'table_text', 'beside', 'column', 'row', 'saved', 'given_again', 'script', 'framed', 'Work', 'loaded',
            'headless', 'note', 'shown_jets', 'latent_plane', 'CodeUse', 'type_colors', 'code_panels', 'use_panel',
            'contexts_panel', 'used_jet_panel', 'histogram_panel', 'read_sweep', 'sweep_panel', 'score_panel']
 
@@ -166,15 +166,15 @@ def _pack(p, widget=None):
     return {**p, "layers": layers}
 
 
-_looks = {}  # layouts and styles by their kind and values
+_shared = {}  # layouts and styles by their kind and values
 
 
-def look(kind=W.Layout, **values):
+def shared(kind=W.Layout, **values):
     "A layout or style, the same for all that look alike: each is one more message to the browser."
     key = kind, *values.items()
-    if key not in _looks or _looks[key].comm is None:  # closed
-        _looks[key] = kind(**values)
-    return _looks[key]
+    if key not in _shared or _shared[key].comm is None:  # closed
+        _shared[key] = kind(**values)
+    return _shared[key]
 
 
 class Canvas(anywidget.AnyWidget):
@@ -188,7 +188,7 @@ class Canvas(anywidget.AnyWidget):
 
     def __init__(self, panel=None, on_click=None, on_arrow=None):
         "`on_click(id)`; `on_arrow(1)` for the keys → and ↓, `on_arrow(-1)` for ← and ↑."
-        super().__init__(panel=panel or {}, turns=on_arrow is not None, layout=look())
+        super().__init__(panel=panel or {}, turns=on_arrow is not None, layout=shared())
 
         def message(_, content, buffers):
             if "click" in content and on_click:
@@ -211,18 +211,18 @@ def link(*canvases):
 # %% ../nbs/06a_panels.ipynb #c9589ee5
 def control(kind, changed, width: int, **options) -> W.Widget:  # kind: W.Dropdown, W.IntSlider …
     "A control that calls `changed()` when it has another value."
-    style = look(kind.style.klass, **options.pop("style", {"description_width": "initial"}))
+    style = shared(kind.style.klass, **options.pop("style", {"description_width": "initial"}))
     if hasattr(kind, "continuous_update"):
         options["continuous_update"] = False
-    made = kind(layout=look(width=f"{width}px"), style=style, **options)
+    made = kind(layout=shared(width=f"{width}px"), style=style, **options)
     made.observe(lambda _: changed(), "value")
     return made
 
 
 def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=None) -> W.Button:
     "A button that calls `go()`; afterwards arrow keys go to the canvas `focus`."
-    made = W.Button(description=text, icon=icon, tooltip=tooltip, style=look(W.ButtonStyle),
-                    layout=look(width=f"{width}px", padding="0 4px"))
+    made = W.Button(description=text, icon=icon, tooltip=tooltip, style=shared(W.ButtonStyle),
+                    layout=shared(width=f"{width}px", padding="0 4px"))
     made.on_click(lambda _: go())
     if focus is not None:
         made.on_click(lambda _: focus.send({"focus": True}))
@@ -231,8 +231,8 @@ def button(text: str, icon: str, go, width: int = 100, tooltip: str = "", focus=
 
 def html(text: str = "", kind: str = "omnijet-text") -> W.HTML:
     "A text that looks alike in all widgets."
-    return W.HTML(text, _dom_classes=["omnijet-html", kind], layout=look(),
-                  style=look(W.HTML.style.klass))
+    return W.HTML(text, _dom_classes=["omnijet-html", kind], layout=shared(),
+                  style=shared(W.HTML.style.klass))
 
 
 def table_text(heads: list, rows: list, here=()) -> str:  # here: numbers of rows to mark
@@ -243,19 +243,19 @@ def table_text(heads: list, rows: list, here=()) -> str:  # here: numbers of row
     return f"<div class='scroll' tabindex=0><table>{text}</table></div>"
 
 
-def line(*children, **layout) -> W.HBox:
+def beside(*children, **layout) -> W.HBox:
     "Side by side."
-    return W.HBox(children, layout=look(**layout))
+    return W.HBox(children, layout=shared(**layout))
 
 
 def column(*children, **layout) -> W.VBox:
     "Below each other."
-    return W.VBox(children, layout=look(**layout))
+    return W.VBox(children, layout=shared(**layout))
 
 
 def row(*children) -> W.HBox:
     "Side by side, and below each other where the page is narrow."
-    return line(*children, flex_flow="row wrap", align_items="flex-start", grid_gap="12px")
+    return beside(*children, flex_flow="row wrap", align_items="flex-start", grid_gap="12px")
 
 
 def saved(kind: str, panels: list, table: dict) -> bytes:
@@ -303,21 +303,21 @@ def framed(name: str, table, *canvases, code=None) -> W.VBox:  # name: of the fi
     if code is not None:
         tooltip = f"the code that makes {words} again, copied for a cell"
         buttons.append(button("Code", "code", write, 76, tooltip))
-    return column(row(*canvases), line(*buttons, flex_flow="row wrap"), written)
+    return column(row(*canvases), beside(*buttons, flex_flow="row wrap"), written)
 
 # %% ../nbs/06a_panels.ipynb #0a04ac9c
 class Work(W.HBox):
     "A progress bar with a stop button, for one computation at a time."
 
     def __init__(self):
-        self.bar = W.IntProgress(layout=look(width="180px"))
-        self.text = W.Label(layout=look())
+        self.bar = W.IntProgress(layout=shared(width="180px"))
+        self.text = W.Label(layout=shared())
         self.button = button("Stop", "stop", self.stop, 80)
         self.button.disabled = True
         self.thread, self.ended = None, threading.Event()
         atexit.register(self.wait)  # the last registered comes first: it ends between two steps
         atexit.register(self.stop)
-        super().__init__([self.bar, self.button, self.text], layout=look())
+        super().__init__([self.bar, self.button, self.text], layout=shared())
 
     def start(self, steps, total: int, draw=lambda: None, every: float = 0.3, after: float = 0):
         "Run `steps`, which yield how many jets are done, in a thread; `draw()` `every` so often."

@@ -25,9 +25,9 @@ from omnijet.gpt import (
     GenerativeModel, Sampling, draw_token, first_tokens, probabilities, uniforms,
 )
 from omnijet.panels import (
-    ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, button, circles, column,
-    control, framed, given_again, headless, histogram_panel, html, line, link, loaded, note, panel,
-    picture, ramp, row, script, shown_jets,
+    ETA, ORIGINAL, PHI, RAMP, RECONSTRUCTED, SHIPPED, Canvas, Work, axis, beside, button, circles,
+    column, control, framed, given_again, headless, histogram_panel, html, link, loaded, note,
+    panel, picture, ramp, row, script, shown_jets,
 )
 
 # %% ../nbs/06b_playground.ipynb #348988b1
@@ -272,8 +272,8 @@ class GenerationPlaygroundView(W.VBox):
                  for name, side in zip(names, self.sides)]
         super().__init__([
             row(self.temperature, self.top_k, self.jet_class, self.seed, *self.asked.values()),
-            row(line(*buttons), self.keep, line(self.pt, what_if)), self.told, row(*sides),
-            line(self.number, button("Generate", "play", self.generate), self.work),
+            row(beside(*buttons), self.keep, beside(self.pt, what_if)), self.told, row(*sides),
+            beside(self.number, button("Generate", "play", self.generate), self.work),
             framed("generated", self.made_table, *self.histograms, code=self.made_code)])
 
     @cached_property
@@ -543,7 +543,11 @@ def GenerationPlayground(
         read = partial(sample_jets, names, max_jets=300)
     else:
         again = [given_again("jets", jets, ""), "real = shown_jets(jets)"]
-        read = partial(shown_jets, shown_jets(jets, to_tokenize=True))
+        real = shown_jets(jets, to_tokenize=True)
+
+        def read():
+            return real
+
     growings = [Growing(m, t, jet_class=classes[0] if m.vocabulary.classes else None)
                 for m, t in zip(models, tokenizers)]
     names = [Path(m).name for m, _ in given if isinstance(m, (str, Path))]

@@ -21,8 +21,8 @@ from .observables import jet_mass, jet_pt, observables
 from .gpt import load_tokens
 from .transfer import JetClassifier, METRICS, STRATEGIES
 from omnijet.panels import (
-    SHIPPED, Canvas, CodeUse, Work, button, code_panels, column, contexts_panel, control, framed,
-    given_again, headless, html, jet_panel, line, link, loaded, note, picture, read_sweep, row,
+    SHIPPED, Canvas, CodeUse, Work, beside, button, code_panels, column, contexts_panel, control,
+    framed, given_again, headless, html, jet_panel, link, loaded, note, picture, read_sweep, row,
     score_panel, script, shown_jets, sweep_panel, table_text, type_colors, use_panel,
     used_jet_panel,
 )
@@ -59,10 +59,10 @@ class JetBrowserView(W.VBox):
                  ("Random", "random", None))
         buttons = [button(*look, lambda by=by: self.move(by), focus=self.canvas)
                    for *look, by in moves]
-        beside = column(self.about, self.chosen_text, self.tokens, self.rows, max_width="520px")
-        super().__init__([line(*buttons, self.classes), line(self.masses, self.counts),
+        right = column(self.about, self.chosen_text, self.tokens, self.rows, max_width="520px")
+        super().__init__([beside(*buttons, self.classes), beside(self.masses, self.counts),
                           self.title, row(framed("jet", self.table, self.canvas, code=self.code),
-                                          beside)])
+                                          right)])
 
     def select(self):
         "Jets of the chosen class, mass and count; stay, or go on to the next that passes."
@@ -203,9 +203,9 @@ class TokenExplorerView(W.VBox):
                         f"the {which} jet with this code", self.jet)
                  for to, which, by in (("left", "previous", -1), ("right", "next", 1))]
         super().__init__([
-            line(W.Label("colour by"), self.by, self.pt, self.number), self.work, self.legend,
+            beside(W.Label("colour by"), self.by, self.pt, self.number), self.work, self.legend,
             framed("codes", self.table, *self.scatters, code=self.code), self.title,
-            line(*turns, self.jet_title),
+            beside(*turns, self.jet_title),
             framed("code", self.detail_table, self.bars, self.cloud, self.jet,
                    code=self.detail_code)])
         self.work.start(self.use.steps(), len(self.use.jets), self.refresh, every=1.5, after=0.3)
@@ -373,7 +373,7 @@ class TransferExplorerView(W.VBox):
         self.curve, self.distribution = Canvas(on_click=self.choose), Canvas()
         self.show_scores("scores of the test jets")
         self.show()
-        super().__init__([line(column(self.metric, self.sizes), self.strategies),
+        super().__init__([beside(column(self.metric, self.sizes), self.strategies),
                           row(framed("transfer", self.table, self.curve, code=self.code),
                               framed("scores", lambda: dict(zip(("score", "target"), self.shown)),
                                      self.distribution)), self.title, self.work])
