@@ -122,10 +122,11 @@ def faster(model, precision: str = "auto"):  # auto, 32-true, bf16-true
     if precision not in ("auto", "32-true", "bf16-true"):
         raise OmnijetError(f"precision is {precision!r}, expected auto, 32-true or bf16-true")
     where = next(model.parameters()).device
-    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+        return model
     if precision == "auto":
         precision = fast_precision(model, where)
-    if precision == "32-true" or dtypes != {torch.float32}:
+    if precision == "32-true":
         return model
     model = copy.deepcopy(model)
     for layer in model.modules():
@@ -327,8 +328,6 @@ class GroupedHead(nn.Module):
         self.register_buffer("place", torch.empty(tokens, dtype=torch.long))  # of each token among
         n = self.groups * size  # the codes, group by group, and then the others
         self.place[:] = torch.tensor([n, *range(codes), *range(n + 1, n + tokens - codes)])
-        nobody = torch.where(torch.arange(n) < codes, 0.0, -math.inf)  # at the last group's end
-        self.register_buffer("nobody", nobody, persistent=False)
 
     def learn(self, tokenizer, decoded, vocabulary=None):  # (K, F)
         "Make groups of codes that decode to neighbours (`decoded_codes`)."
@@ -337,10 +336,15 @@ class GroupedHead(nn.Module):
         self.place[1 + torch.from_numpy(order)] = torch.arange(self.codes)
         return self
 
+    def grouped(self, x):  # (…, G · S) -> (…, G, S), −∞ where the last group has no code
+        missing = self.groups * self.size - self.codes
+        x = F.pad(x[..., :self.codes], (0, missing), value=-math.inf)
+        return x.unflatten(-1, (self.groups, self.size))
+
     def by_group(self) -> tuple:  # (G, S, W), (G, S)
         "Rows and biases of the codes, group by group."
-        shape = self.groups, self.size
-        return self.inside.weight.unflatten(0, shape), (self.inside.bias + self.nobody).view(shape)
+        weight, bias = self.inside.weight, self.inside.bias
+        return weight.unflatten(0, (self.groups, self.size)), self.grouped(bias)
 
     def start(self, rows, log_p):  # (K, W) of the codes, (V,) of all tokens
         "Begin with the scores of a linear layer with these rows, and these shares of the tokens."
@@ -355,9 +359,9 @@ class GroupedHead(nn.Module):
         self.top.bias[:] = torch.cat([summed, share[n:]]).log()
 
     def forward(self, x):  # (…, W) -> (…, V)
-        exact, shape = torch.promote_types(x.dtype, torch.float32), (self.groups, self.size)
+        exact = torch.promote_types(x.dtype, torch.float32)
         top = self.top(x).to(exact).log_softmax(-1)
-        inside = (self.inside(x).to(exact) + self.nobody).unflatten(-1, shape).log_softmax(-1)
+        inside = self.grouped(self.inside(x).to(exact)).log_softmax(-1)
         inside = inside + top[..., :self.groups, None]
         return torch.cat([inside.flatten(-2), top[..., self.groups:]], -1)[..., self.place]
 
@@ -553,23 +557,25 @@ def check_shapes(model, state: dict, path) -> dict:  # the state dict
 
 
 def _read_model(cls, folder):
-    "The settings in a folder and the weights (none: {}), which fit each other."
+    "The settings in a folder, and the model that these and the weights beside them describe."
     settings = read_config(folder, [cls.__name__])
     facts = settings.pop("origin", None)
     del settings["kind"]
     try:
-        with torch.device("meta"):  # sizes alone reserve no memory
-            plan = cls.from_settings(settings)
+        with torch.device("meta"):  # sizes alone: neither memory nor random weights
+            model = cls.from_settings(settings)
     except Exception as error:
         raise OmnijetError(f"{folder}/config.json: describes no model ({error!r})") from error
-    if not isinstance(plan, nn.Module):
-        return settings, {}
+    if not isinstance(model, nn.Module):
+        return settings, model
     path = folder / "model.safetensors"
-    weights = check_shapes(plan, read_weights(path), path)
+    weights = check_shapes(model, read_weights(path), path)
     noted = facts.get("weights") if isinstance(facts, dict) else None
     if noted not in (None, checksum(path)):
         raise OmnijetError(f"{path}: not the weights that config.json came with (sha256 differs)")
-    return settings, weights
+    kinds = {name: value.dtype for name, value in model.state_dict().items()}
+    model.load_state_dict({k: x.to(kinds[k]) for k, x in weights.items()}, assign=True)
+    return settings, model
 
 # %% ../nbs/00f_models.ipynb #4a8460a8
 class PretrainedMixin(
@@ -628,12 +634,8 @@ class PretrainedMixin(
             torch.empty(0, device=map_location)
         except Exception as error:
             raise OmnijetError(f"map_location is {map_location!r}: {error}") from error
-        settings, weights = _read_model(cls, find_pretrained(name, **hub))
-        model = cls.from_settings(settings)
-        if isinstance(model, nn.Module):
-            model.load_state_dict(weights)
-            model.to(map_location).eval()
-        return model
+        _, model = _read_model(cls, find_pretrained(name, **hub))
+        return model.to(map_location).eval() if isinstance(model, nn.Module) else model
 
 # %% ../nbs/00f_models.ipynb #64e6f425
 _HARMLESS = """functools.partial collections.defaultdict typing.Any

@@ -7,6 +7,7 @@ __all__ = ['JetBrowserView', 'JetBrowser', 'TokenExplorerView', 'TokenExplorer',
            'SHIPPED', 'JetGallery', 'GenerationPlayground']
 
 # %% ../nbs/06_widgets.ipynb #c0a762bd
+import gc
 import threading
 
 import awkward as ak
@@ -30,6 +31,9 @@ from .gallery import JetGallery
 from .playground import GenerationPlayground
 
 _all_ = ["SHIPPED", "JetGallery", "GenerationPlayground"]  # also from here
+
+gc.collect()
+gc.freeze()  # what was imported is not looked through again, which takes 0.2 s, between clicks
 
 # %% ../nbs/06_widgets.ipynb #a025e28e
 def _before_and_after(jet, tokenizer) -> tuple:  # [its constituents, reconstructed ones], codes
