@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from .files import OmnijetError, as_number
 from .data import CLASSES, CLASS_NAMES, FEATURES, sample_jets
 from .observables import PALETTE, flat_constituents, jet_mass, n_constituents
+from .training import one_thread
 from .models import as_range, faster
 from omnijet.gpt import (
     GenerativeModel, Sampling, draw_token, first_tokens, probabilities, uniforms,
@@ -64,6 +65,7 @@ class Growing:
         codes = torch.tensor([self.codes[:at]], dtype=torch.long)
         return self.model.backbone(torch.cat([self.before(), codes + 1], 1))[:, -1]
 
+    @one_thread()
     @torch.inference_mode()
     def scores(self, at: int | None = None) -> torch.Tensor:  # (1, K + 2)
         "Unnormalized log-probabilities after `at` constituents (None: all); −∞: cannot come."
@@ -98,6 +100,7 @@ class Growing:
             self.codes = [*self.codes, token - 1]
             self.finished = len(self.codes) >= self.options.max_constituents
 
+    @one_thread()
     def draw(self, everything: bool = False):
         "Draw the next token and add it; or go on until the jet is finished."
         o, more = self.options, not self.finished
@@ -515,6 +518,7 @@ def made_code(self: GenerationPlaygroundView) -> str:
                   "picture(*generated_panels(mass_and_count(again), made))")
 
 # %% ../nbs/06b_playground.ipynb #6926e24c
+@one_thread()
 def GenerationPlayground(
     model=SHIPPED["backbone"],  # a GenerativeModel, its folder or name
     tokenizer=SHIPPED["its tokenizer"],  # the one it was trained with, its folder or name

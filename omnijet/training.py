@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IN_MEMORY', 'POSITIVE', 'FROM_ZERO', 'BOUNDS', 'CHOICES', 'MEASURED', 'PAYS', 'WORTH', 'Steps', 'device', 'batches',
-           'Samples', 'training_data', 'TrainingConfig', 'WeightedMeans', 'suspects', 'forget', 'fast_precision',
-           'start_fabric', 'train', 'plot_history']
+           'Samples', 'training_data', 'TrainingConfig', 'WeightedMeans', 'suspects', 'forget', 'one_thread',
+           'fast_precision', 'start_fabric', 'train', 'plot_history']
 
 # %% ../nbs/00e_training.ipynb #6b12ba79
+import contextlib
 import gc
 import io
 import json
@@ -495,6 +496,18 @@ PAYS = 1.25  # times faster products, conversions included: below, the rest of a
 WORTH = {"cpu": 40_000, "cuda": 150_000}  # weights of a layer below which nothing is to be gained
 
 
+@contextlib.contextmanager
+def one_thread(when: bool = True):
+    "PyTorch in one thread: for small work, where threads wait for each other longer than they work."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if when else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def fast_precision(model, where=None) -> str:  # "bf16-mixed" or "32-true"
     """Whether this machine multiplies the matrices of a model's linear layers so much faster in
     bfloat16 that it pays: on CPUs measured, once a process, by the time of one processor; on GPUs
@@ -508,8 +521,7 @@ def fast_precision(model, where=None) -> str:  # "bf16-mixed" or "32-true"
     if where.type == "cuda":
         return "bf16-mixed"
     if largest not in MEASURED:
-        threads, total = torch.get_num_threads(), {False: 0.0, True: 0.0}
-        torch.set_num_threads(1)
+        total = {False: 0.0, True: 0.0}
         for shape in largest:
             size, x = (shape[1], min(shape[0], 1024)), torch.ones(256, shape[1])  # of a head a part
             layer = torch.nn.utils.skip_init(type(layers[shape]), *size, bias=False)
@@ -521,7 +533,6 @@ def fast_precision(model, where=None) -> str:  # "bf16-mixed" or "32-true"
                     layer(x)
                 best[half] = min(best[half], time.process_time() - begun)
             total = {half: total[half] + best[half] for half in best}
-        torch.set_num_threads(threads)
         MEASURED[largest] = total[False] / total[True]
     return "bf16-mixed" if MEASURED[largest] > PAYS else "32-true"
 

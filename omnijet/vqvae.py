@@ -26,7 +26,7 @@ from .data import FEATURES, Ragged, count_entries, iter_jets, jet_files, process
 from .data import write_tokens
 from .observables import jet_mass
 from .statistics import resolution
-from .training import batches, device
+from .training import batches, device, one_thread
 from omnijet.models import (
     JETS, Features, Linear, Packing, PretrainedMixin, attend, check_shapes,
     find_pretrained, jet_features, model_checksum, read_config, read_gabbro,
@@ -389,9 +389,10 @@ def _batched(self: VQVAE, function, sequences, batch_size, progress) -> Ragged:
     where = next(self.parameters()).device
     self.eval()
     try:
-        for batch in batches(sequences, batch_size, device=where, progress=progress):
-            rows.append(function(batch["x"], batch["mask"]).cpu().numpy())
-            order.append(batch["index"].cpu().numpy())
+        with one_thread(len(sequences.content) <= 1024):
+            for batch in batches(sequences, batch_size, device=where, progress=progress):
+                rows.append(function(batch["x"], batch["mask"]).cpu().numpy())
+                order.append(batch["index"].cpu().numpy())
     finally:
         self.train(training)
     if not order:
