@@ -520,8 +520,10 @@ def ShowerBrowser(
     return picture(*(shower_panel(s[0], cells, 30, 20, label) for label, s in samples.items()))
 
 # %% ../nbs/08_showers.ipynb #0f0a9225
-def judge_showers(truth, made, cells: tuple, **fields) -> list:  # of `number`
-    "W1 with floors, quantile KL, the profile where it holds 90 % of the energy, boosted trees."
+def judge_showers(truth, made, cells: tuple, paired: bool = False, **fields) -> list:  # of `number`
+    """W1 with floors, quantile KL, the profile where it holds 90 % of the energy, boosted trees.
+
+    `paired`: the showers made are those of the truth, tokenized, as `two_sample_auc` has to know."""
     (a, b), found, n = (observe(truth), observe(made)), [], len(made)
     for name in SHOWER_OBSERVABLES:
         found += [number(f"w1_{name}", *w1_with_error(a[name], b[name]), n, **fields),
@@ -532,5 +534,5 @@ def judge_showers(truth, made, cells: tuple, **fields) -> list:  # of `number`
     core = order[:np.searchsorted(np.cumsum(mean[order]), 0.9 * mean.sum()) + 1]
     deviation = np.abs(other / mean - 1)[core].max()
     found.append(number("profile_deviation", deviation, None, n, **fields))
-    trees = two_sample_auc(a, b)
+    trees = two_sample_auc(a, b, paired=paired)
     return found + [number("trees_auc", *trees, n + len(truth), **fields)]

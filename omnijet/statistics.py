@@ -191,7 +191,10 @@ def probe(x, target, test_x, test_target) -> dict:
     return quality(softmax(test_x @ weights.T + constants, 1), test_target)
 
 # %% ../nbs/00d_statistics.ipynb #24d8a36b
-def two_sample_auc(a: dict, b: dict, seed: int = 1, seeds: int = 1) -> tuple:
+def two_sample_auc(
+    a: dict, b: dict, seed: int = 1, seeds: int = 1,
+    paired: bool = False,  # the i-th of both are one jet, before and after: never on both sides
+) -> tuple:
     "AUC of boosted trees between two samples {observable: (n,)}, mean over `seeds`, and its error."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -199,14 +202,20 @@ def two_sample_auc(a: dict, b: dict, seed: int = 1, seeds: int = 1) -> tuple:
         raise OmnijetError("two samples need the same observables of at least 20 jets each")
     seed, seeds = as_number(seed, "seed", 0), as_number(seeds, "seeds", 1)
     a, b = (np.stack([sample[name] for name in a], axis=1) for sample in (a, b))
+    if paired and len(a) != len(b):
+        raise OmnijetError(f"{len(a)} and {len(b)} jets are not the same ones, before and after")
     x, y, found = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)]), []
     options = {"early_stopping": True, "validation_fraction": 0.25, "n_iter_no_change": 20}
     for state in range(seed, seed + seeds):
         folds = StratifiedKFold(5, shuffle=True, random_state=state)
+        splits = [*folds.split(x, y)]
+        if paired:
+            splits = [[np.append(part, part + len(a)) for part in split]
+                      for split in folds.split(a, y[:len(a)])]
         trees = HistGradientBoostingClassifier(
             learning_rate=0.05, max_iter=1000, random_state=state, **options)
-        score = cross_val_predict(trees, x, y, cv=folds, method="predict_proba")[:, 1]
-        found.append([auc_with_error(score[test], y[test]) for _, test in folds.split(x, y)])
+        score = cross_val_predict(trees, x, y, cv=splits, method="predict_proba")[:, 1]
+        found.append([auc_with_error(score[test], y[test]) for _, test in splits])
     areas, errors = np.moveaxis(np.array(found), 2, 0)  # (seeds, 5) each
     variance = np.mean(errors**2) / 5 + areas.mean(axis=1).var() / seeds
     return float(areas.mean()), float(np.sqrt(variance))

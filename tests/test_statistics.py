@@ -105,6 +105,19 @@ def test_trees_see_a_shift_and_none_where_there_is_none():
             two_sample_auc(first, third, **wrong)
 
 
+def test_trees_do_not_know_a_jet_by_its_twin():
+    "Before and after, hardly changed: trees that learnt one with a label give the other the opposite one, unless both are on one side."
+    rng = np.random.default_rng(2)
+    before = {name: rng.normal(size=600) for name in "abc"}
+    after = {name: x + rng.normal(0, 1e-3, 600) for name, x in before.items()}
+    area, error = two_sample_auc(before, after)
+    assert area < 0.5 - 3 * error
+    area, error = two_sample_auc(before, after, paired=True)
+    assert abs(area - 0.5) < 3 * error
+    with pytest.raises(OmnijetError, match="600 and 599 jets are not the same"):
+        two_sample_auc(before, {name: x[1:] for name, x in after.items()}, paired=True)
+
+
 def test_width_of_a_peak():
     values = np.array([0.0, 10, 11, 12, 50])
     assert peak_width(values) == 1 and peak_width(values, 0.6) == 2 and peak_width(values, 1) == 50
