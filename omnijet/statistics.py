@@ -198,6 +198,7 @@ def two_sample_auc(
     "AUC of boosted trees between two samples {observable: (n,)}, mean over `seeds`, and its error."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from threadpoolctl import threadpool_limits
     if set(a) != set(b) or min(map(len, [*a.values(), *b.values()]), default=0) < 20:
         raise OmnijetError("two samples need the same observables of at least 20 jets each")
     seed, seeds = as_number(seed, "seed", 0), as_number(seeds, "seeds", 1)
@@ -214,7 +215,8 @@ def two_sample_auc(
                       for split in folds.split(a, y[:len(a)])]
         trees = HistGradientBoostingClassifier(
             learning_rate=0.05, max_iter=1000, random_state=state, **options)
-        score = cross_val_predict(trees, x, y, cv=splits, method="predict_proba")[:, 1]
+        with threadpool_limits(1, "openmp"):  # several would wait for each other
+            score = cross_val_predict(trees, x, y, cv=splits, method="predict_proba")[:, 1]
         found.append([auc_with_error(score[test], y[test]) for _, test in splits])
     areas, errors = np.moveaxis(np.array(found), 2, 0)  # (seeds, 5) each
     variance = np.mean(errors**2) / 5 + areas.mean(axis=1).var() / seeds
