@@ -523,7 +523,7 @@ def ShowerBrowser(
 def judge_showers(truth, made, cells: tuple, paired: bool = False, **fields) -> list:  # of `number`
     """W1 with floors, quantile KL, the profile where it holds 90 % of the energy, boosted trees.
 
-    `paired`: the showers made are those of the truth, tokenized, as `two_sample_auc` has to know."""
+    `paired`: those made are those of the truth, tokenized, which `two_sample_auc` has to know."""
     (a, b), found, n = (observe(truth), observe(made)), [], len(made)
     for name in SHOWER_OBSERVABLES:
         found += [number(f"w1_{name}", *w1_with_error(a[name], b[name]), n, **fields),

@@ -498,7 +498,7 @@ WORTH = {"cpu": 40_000, "cuda": 150_000}  # weights of a layer below which nothi
 
 @contextlib.contextmanager
 def one_thread(when: bool = True):
-    "PyTorch in one thread: for small work, where threads wait for each other longer than they work."
+    "PyTorch in one thread, for small work: there threads mostly wait for each other."
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if when else threads)
     try:
