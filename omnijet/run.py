@@ -401,7 +401,7 @@ def _run_chapters(folder, chapters, chosen, values, force, jobs):
     state = {"chapters": states, "files": old.get("files", {})}
     for name, about in chapters.items():
         prints[name] = fingerprint(about, values, prints)
-    share = {} if jobs == 1 else {"OMP_WAIT_POLICY": "passive"}
+    share = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))}
 
     def say(name, text):
         head = f"[{chosen.index(name) + 1}/{len(chosen)}] {name}"
