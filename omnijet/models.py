@@ -336,7 +336,7 @@ class GroupedHead(nn.Module):
         self.place[1 + torch.from_numpy(order)] = torch.arange(self.codes)
         return self
 
-    def grouped(self, x):  # (…, G · S) -> (…, G, S), −∞ where the last group has no code
+    def in_groups(self, x):  # (…, G · S) -> (…, G, S), −∞ where the last group has no code
         missing = self.groups * self.size - self.codes
         x = F.pad(x[..., :self.codes], (0, missing), value=-math.inf)
         return x.unflatten(-1, (self.groups, self.size))
@@ -344,7 +344,7 @@ class GroupedHead(nn.Module):
     def by_group(self) -> tuple:  # (G, S, W), (G, S)
         "Rows and biases of the codes, group by group."
         weight, bias = self.inside.weight, self.inside.bias
-        return weight.unflatten(0, (self.groups, self.size)), self.grouped(bias)
+        return weight.unflatten(0, (self.groups, self.size)), self.in_groups(bias)
 
     def start(self, rows, log_p):  # (K, W) of the codes, (V,) of all tokens
         "Begin with the scores of a linear layer with these rows, and these shares of the tokens."
@@ -361,7 +361,7 @@ class GroupedHead(nn.Module):
     def forward(self, x):  # (…, W) -> (…, V)
         exact = torch.promote_types(x.dtype, torch.float32)
         top = self.top(x).to(exact).log_softmax(-1)
-        inside = self.grouped(self.inside(x).to(exact)).log_softmax(-1)
+        inside = self.in_groups(self.inside(x).to(exact)).log_softmax(-1)
         inside = inside + top[..., :self.groups, None]
         return torch.cat([inside.flatten(-2), top[..., self.groups:]], -1)[..., self.place]
 
